@@ -77,18 +77,28 @@ impl Engine {
         params: &AcquireParams,
         limit: WaitLimit,
     ) -> Result<Acquired, Error> {
-        let started = clock::now();
-        let acquired = Acquisition::queue(self, params, limit, started).and_then(Acquisition::run);
-        let outcome = match &acquired {
+        let (started, mut held_until) = (clock::now(), None);
+        let acquisition = Acquisition::queue(self, params, limit, started, &mut held_until);
+        let acquired = acquisition.and_then(Acquisition::run);
+        self.record_acquire(params, &acquired, started);
+        acquired
+    }
+
+    /// Counts a call that asked for this lock, began at `started` and has ended.
+    pub(super) fn record_acquire(
+        &self,
+        params: &AcquireParams,
+        acquired: &Result<Acquired, Error>,
+        started: Instant,
+    ) {
+        let outcome = match acquired {
             Ok(Acquired::Quorum(..)) => Ok(Mode::Quorum),
             Ok(Acquired::Local(_)) => Ok(Mode::Local),
             Err(error) => Err(error),
         };
         let waited = clock::now().saturating_duration_since(started);
-        self.nodes
-            .counters()
-            .acquired(params.keys.first().name(), outcome, waited);
-        acquired
+        let name = params.keys.first().name();
+        self.nodes.counters().acquired(name, outcome, waited);
     }
 
     /// Acquires the entries of all keys in the lock table. Blocks while other threads hold them,
@@ -140,6 +150,15 @@ impl Engine {
     }
 }
 
+/// A call that makes several acquires, as one of them sees it.
+#[derive(Clone, Copy)]
+pub(super) struct SeveralAcquires {
+    pub(super) limit: WaitLimit,
+    /// The attempts of the call, with the present one.
+    pub(super) attempts: u32,
+    pub(super) waits: bool,
+}
+
 /// One acquire that holds the entries of its keys in the lock table.
 ///
 /// The fields are dropped in this order. The gate entry is released before the local guard, so
@@ -148,9 +167,9 @@ pub(super) struct Acquisition<'a> {
     pub(super) engine: &'a Engine,
     pub(super) params: &'a AcquireParams,
     pub(super) limit: WaitLimit,
-    /// The limit of a call that makes several acquires, with the number of its attempts. The call
-    /// goes on after this acquire unless that limit is exhausted.
-    pub(super) call: Option<(WaitLimit, u32)>,
+    /// The call, if it makes several acquires. It goes on after this one unless its limit is
+    /// exhausted.
+    pub(super) call: Option<SeveralAcquires>,
     pub(super) deadlines: Deadlines,
     pub(super) retry: &'a RetryPolicy,
     pub(super) subscriptions: Vec<Subscription<'a>>,
@@ -172,20 +191,22 @@ pub(super) struct Acquisition<'a> {
     /// The node that the next attempt asks before the others.
     pub(super) preferred_node: Option<usize>,
     /// The latest expiry of another holder's lease, by the nodes that refused. Until then no local
-    /// lock is acquired (S9).
-    held_until: Option<Instant>,
+    /// lock is acquired (S9). The call keeps it for the next acquire of the same lock.
+    held_until: &'a mut Option<Instant>,
     pub(super) local: LocalGuard,
     offer: Option<HandoffOffer>,
     pub(super) inbox: Arc<Inbox>,
 }
 
 impl<'a> Acquisition<'a> {
-    /// Waits for the entries of all keys in the lock table (S8).
+    /// Waits for the entries of all keys in the lock table (S8). `held_until` is what earlier
+    /// acquires of the same call have learned about this lock.
     pub(super) fn queue(
         engine: &'a Engine,
         params: &'a AcquireParams,
         limit: WaitLimit,
         started: Instant,
+        held_until: &'a mut Option<Instant>,
     ) -> Result<Acquisition<'a>, Error> {
         let inbox = cancel::cancellable_inbox(params.cancel.as_ref())?;
         let retry = engine.retry_policy(params.kind);
@@ -209,7 +230,7 @@ impl<'a> Acquisition<'a> {
             attempt_end: started,
             last_full_round: started,
             preferred_node: None,
-            held_until: None,
+            held_until,
             local,
             offer,
             inbox,
@@ -241,7 +262,7 @@ impl<'a> Acquisition<'a> {
             self.engine.check_cancelled(&self.inbox)?;
             self.note(&failure);
             let is_breaker_open = failure.is_unavailable() && self.engine.circuit.is_open();
-            if is_breaker_open && self.engine.goes_local(self.params, self.held_until) {
+            if is_breaker_open && self.engine.goes_local(self.params, *self.held_until) {
                 return Ok(Acquired::Local(self.local));
             }
             let is_over = self.is_over(&failure);
@@ -289,7 +310,8 @@ impl<'a> Acquisition<'a> {
                 // A refused `Swap` does not say when the other holder's lease ends, so this acquire
                 // never goes local.
                 let never = deadline::deadline(clock::now(), NEVER_EXPIRES_AFTER);
-                self.held_until = never.filter(|_| refused.len() > 0);
+                let held_until = never.filter(|_| refused.len() > 0);
+                *self.held_until = held_until.max(*self.held_until);
                 None
             }
         }
@@ -301,7 +323,11 @@ impl<'a> Acquisition<'a> {
             params: self.params,
             deadlines: self.deadlines,
             inbox: &self.inbox,
-            held_until: self.held_until,
+            held_until: *self.held_until,
+            waits: match self.call {
+                Some(call) => call.waits,
+                None => self.deadlines.waits(),
+            },
         };
         self.engine.choose_backend(&request, &mut self.outage)
     }
@@ -384,7 +410,7 @@ impl<'a> Acquisition<'a> {
         self.attempt_end = clock::now();
         if let Some(left) = failure.max_hold_left() {
             let until = deadline::deadline(self.attempt_end, left);
-            self.held_until = self.held_until.max(until);
+            *self.held_until = until.max(*self.held_until);
         }
     }
 
@@ -400,8 +426,8 @@ impl<'a> Acquisition<'a> {
 
     /// Returns whether the call goes on although the acquire ends with this failure.
     fn call_goes_on(&self, failure: &AttemptFailure) -> bool {
-        let is_last = |(limit, attempts): (WaitLimit, u32)| limit.is_exhausted(attempts);
-        self.call.is_some_and(|call| !is_last(call)) && !failure.is_denied()
+        let goes_on = |call: SeveralAcquires| !call.limit.is_exhausted(call.attempts);
+        self.call.is_some_and(goes_on) && !failure.is_denied()
     }
 
     /// Returns the error of an acquire that ends with this failure.

@@ -12,14 +12,13 @@ use log::debug;
 
 use crate::background::release_listener::subscription::Subscription;
 use crate::background::release_listener::subscriptions::Signal;
-use crate::engine::acquire::Acquisition;
+use crate::engine::acquire::{Acquisition, SeveralAcquires};
 use crate::engine::acquire_wait::free_at;
 use crate::engine::backoff::Backoff;
 use crate::engine::core::Engine;
-use crate::engine::params::{AcquireParams, Acquired, WaitLimit};
+use crate::engine::params::{AcquireParams, Acquired, Deadlines, WaitLimit};
 use crate::error::error::Error;
 use crate::local::acquire_any::TableWatch;
-use crate::protocol::mode::Mode;
 use crate::time::{clock, deadline};
 use crate::transport::cancel;
 use crate::transport::inbox::Inbox;
@@ -36,6 +35,10 @@ struct AnyAcquisition<'a> {
     backoff: Backoff,
     /// When each lock is free, as its latest refusal said.
     free_at: Vec<Option<Instant>>,
+    /// For each lock, the latest expiry of another holder's lease (S9). A later outage leaves it.
+    held_until: Vec<Option<Instant>>,
+    /// The position of the lock that the call acquires, or whose error it returns.
+    last_choice: usize,
     attempts: u32,
     outage: Option<AnyOutage>,
 }
@@ -48,6 +51,8 @@ struct AnyOutage {
     last: Instant,
     /// The error of the last.
     error: Error,
+    /// The position of its lock.
+    choice: usize,
 }
 
 /// Why an attempt for one lock failed.
@@ -62,7 +67,8 @@ impl Engine {
     /// or `limit` ends, as [`acquire`](Engine::acquire) does. There is at least one choice.
     ///
     /// # Errors
-    /// As [`acquire`](Engine::acquire): that of the last lock that was asked for.
+    /// As [`acquire`](Engine::acquire): that of the last lock that was asked for, or in an outage of the
+    /// last one for which no quorum replied.
     pub(crate) fn acquire_any(
         &self,
         choices: &[AcquireParams],
@@ -82,18 +88,13 @@ impl Engine {
             subscriptions: Vec::new(),
             backoff: Backoff::default(),
             free_at: vec![None; choices.len()],
+            held_until: vec![None; choices.len()],
+            last_choice: 0,
             attempts: 0,
             outage: None,
         };
         let acquired = waiting.run();
-        let outcome = match &acquired {
-            Ok(Acquired::Quorum(..)) => Ok(Mode::Quorum),
-            Ok(Acquired::Local(_)) => Ok(Mode::Local),
-            Err(error) => Err(error),
-        };
-        let waited = clock::now().saturating_duration_since(started);
-        let name = first.keys.first().name();
-        self.nodes.counters().acquired(name, outcome, waited);
+        self.record_acquire(&choices[waiting.last_choice], &acquired, started);
         acquired
     }
 }
@@ -118,7 +119,7 @@ impl AnyAcquisition<'_> {
                 if self.attempts > 1 && last.is_some() && self.is_past_limit() {
                     break;
                 }
-                let failed = match self.attempt(&self.choices[choice]) {
+                let failed = match self.attempt(choice) {
                     Ok(acquired) => return Ok(acquired),
                     Err(failed) => failed,
                 };
@@ -127,7 +128,7 @@ impl AnyAcquisition<'_> {
                 }
                 let left = failed.error.contended_for();
                 self.free_at[choice] = left.and_then(|left| free_at(clock::now(), left));
-                self.record_outage(&failed);
+                self.record_outage(choice, &failed);
                 is_refused |= failed.error.is_contended() && !failed.is_local;
                 is_unavailable |= failed.error.is_unavailable();
                 last = Some(failed.error);
@@ -146,7 +147,9 @@ impl AnyAcquisition<'_> {
     }
 
     /// Makes one attempt for one lock, without a wait.
-    fn attempt(&self, params: &AcquireParams) -> Result<Acquired, FailedChoice> {
+    fn attempt(&mut self, choice: usize) -> Result<Acquired, FailedChoice> {
+        self.last_choice = choice;
+        let (params, held_until) = (&self.choices[choice], &mut self.held_until[choice]);
         let latest_end = self.engine.node_timeout_from_now();
         let is_last = self.limit.may_be_last(self.attempts, latest_end);
         let once = WaitLimit {
@@ -155,9 +158,14 @@ impl AnyAcquisition<'_> {
             tells_holder: self.limit.tells_holder && is_last,
         };
         let refused_by = |is_local| move |error| FailedChoice { error, is_local };
-        let acquisition = Acquisition::queue(self.engine, params, once, clock::now());
+        let acquisition = Acquisition::queue(self.engine, params, once, clock::now(), held_until);
         let mut acquisition = acquisition.map_err(refused_by(true))?;
-        acquisition.call = Some((self.limit, self.attempts));
+        let retry = &self.engine.settings.retry;
+        acquisition.call = Some(SeveralAcquires {
+            limit: self.limit,
+            attempts: self.attempts,
+            waits: Deadlines::new(self.started, self.limit, retry).waits(),
+        });
         acquisition.local.end_unnoticed();
         acquisition.run().map_err(refused_by(false))
     }
@@ -168,7 +176,7 @@ impl AnyAcquisition<'_> {
 
     /// Records since when no quorum has replied. Rounds in which this process itself had all the
     /// locks say nothing about the nodes, so an outage does not last through many of them.
-    fn record_outage(&mut self, failed: &FailedChoice) {
+    fn record_outage(&mut self, choice: usize, failed: &FailedChoice) {
         if !failed.error.is_unavailable() {
             return;
         }
@@ -181,6 +189,7 @@ impl AnyAcquisition<'_> {
             since: former.map_or(now, |outage| outage.since),
             last: now,
             error: failed.error.clone(),
+            choice,
         });
     }
 
@@ -193,7 +202,10 @@ impl AnyAcquisition<'_> {
             is_unavailable && end.is_some_and(|end| end <= clock::now())
         });
         match outage {
-            Some(outage) => Some(outage.error),
+            Some(outage) => {
+                self.last_choice = outage.choice;
+                Some(outage.error)
+            }
             None => last.filter(|_| self.limit.is_exhausted(self.attempts)),
         }
     }

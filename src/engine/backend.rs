@@ -35,6 +35,8 @@ pub(super) struct BackendRequest<'a> {
     pub(super) inbox: &'a Arc<Inbox>,
     /// The latest expiry of another holder's lease, by the nodes that refused (S9).
     pub(super) held_until: Option<Instant>,
+    /// Whether the call waits, although this acquire of it may not.
+    pub(super) waits: bool,
 }
 
 /// The time in which the rounds of one acquire, in a row, found no quorum or an open breaker.
@@ -80,7 +82,7 @@ impl Engine {
     ///
     /// # Errors
     /// - `Cancelled`, `Closed`: the caller was cancelled, or the `Nodes` shut down.
-    /// - `CircuitOpen`: the breaker is open, and the caller does not wait.
+    /// - `CircuitOpen`: the breaker is open, and the call does not wait.
     /// - `InsufficientQuorum`: the caller's limit or `max_outage` ended.
     pub(super) fn choose_backend(
         &self,
@@ -92,6 +94,7 @@ impl Engine {
             deadlines,
             inbox,
             held_until,
+            waits,
         } = *request;
         self.check_cancelled(inbox)?;
         if self.circuit.is_calm() {
@@ -116,7 +119,7 @@ impl Engine {
                 return Ok(Backend::Local);
             }
             if is_over {
-                return Err(self.breaker_error(deadlines, retry_in));
+                return Err(self.breaker_error(waits, retry_in));
             }
             let local_at = held_until.filter(|until| *until > now && self.may_go_local(params));
             let recheck_at = deadline::deadline(now, retry_in).filter(|_| !is_probing);
@@ -145,10 +148,10 @@ impl Engine {
         end.map(|end| probe_end.map_or(end, |probe_end| end.max(probe_end)))
     }
 
-    /// Returns the error of an acquire that the open breaker rejected.
-    fn breaker_error(&self, deadlines: Deadlines, retry_in: Duration) -> Error {
+    /// Returns the error of an acquire that the open breaker rejected. `waits` is of its call.
+    fn breaker_error(&self, waits: bool, retry_in: Duration) -> Error {
         let tally = self.nodes.connection_tally(&self.circuit.silent());
-        if deadlines.waits() {
+        if waits {
             // No node was asked to grant the lock.
             return self.insufficient_quorum(Operation::Connect, tally);
         }

@@ -15,7 +15,8 @@ use crate::sync::threads;
 /// [`Config::observer`](crate::Config::observer).
 ///
 /// Every method does nothing by default. `key` is the name of the lock; for a lock on several keys
-/// it is the first one in sorted order.
+/// it is the first one in sorted order. After [`acquire_any`](crate::Locker::acquire_any) it is the
+/// name of the lock that was acquired, or else of the lock whose error is returned.
 ///
 /// A method is called on the thread in which the event happens: the caller's, or a thread of the
 /// library that serves many locks. [`replied`](Observer::replied) is called while no other thread

@@ -1,7 +1,10 @@
 //! Acquires of the first of several locks over fake nodes and in this process.
 
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use crate::api::guard::LockGuard;
 use crate::api::local_locker::LocalLocker;
@@ -11,8 +14,10 @@ use crate::config::builder::Config;
 use crate::config::on_drop::OnDrop;
 use crate::error::error::Error;
 use crate::local::lock_table::LockTable;
+use crate::protocol::mode::Mode;
 use crate::protocol::request::Op;
 use crate::protocol::retry::RetryPolicy;
+use crate::telemetry::observer::Observer;
 use crate::tests::engine::setup::{
     TTL, exclusive_key, healthy, set_faults, slow_retries, slowly_retrying,
 };
@@ -356,4 +361,55 @@ fn end_of_a_lock_is_awaited_also_after_the_release_of_another() {
         assert_eq!(waiting.join().unwrap().key(), "a");
     });
     assert!(clock::now() - start < TTL / 2, "slept on");
+}
+
+/// The ends of acquires, as an observer is told.
+#[derive(Default)]
+struct Ends(Mutex<Vec<String>>);
+
+impl Observer for Ends {
+    fn acquired(&self, key: &str, _: Mode, _: Duration) {
+        self.0.lock().push(format!("acquired {key}"));
+    }
+
+    fn contended(&self, key: &str, _: Duration) {
+        self.0.lock().push(format!("contended {key}"));
+    }
+
+    fn unavailable(&self, key: &str, _: Duration) {
+        self.0.lock().push(format!("unavailable {key}"));
+    }
+}
+
+#[test]
+fn observer_gets_the_name_of_the_lock_that_is_acquired_or_in_the_error() {
+    let fakes = FakeNode::fakes(3);
+    let holder = healthy(&fakes);
+    let ends = Arc::new(Ends::default());
+    let locker = connected_locker(&fakes, |config| {
+        config.observer(ends.clone()).retry(RetryPolicy {
+            max_outage: Duration::ZERO,
+            ..RetryPolicy::default()
+        })
+    })
+    .unwrap();
+    let at_once = options().wait_for(Duration::ZERO);
+    let ask = |names: &[&str]| locker.acquire_any(names, &at_once);
+    let expect_last = |end: &str| {
+        assert_eq!(ends.0.lock().pop().as_deref(), Some(end));
+        assert!(ends.0.lock().is_empty(), "one end of each call");
+    };
+    let _held = holder.lock("a", TTL).unwrap();
+    let own = ask(&["a", "b"]).unwrap();
+    assert_eq!(own.key(), "b");
+    expect_last("acquired b");
+    let error = ask(&["a", "b"]).unwrap_err();
+    assert_eq!(error.contended_lock().unwrap().key, "b");
+    expect_last("contended b");
+    for fake in &fakes {
+        fake.set_fault(Fault::ErrsOn("c"));
+    }
+    // No node is asked for the last one. The error is that of the one before.
+    assert!(ask(&["b", "c", "b"]).unwrap_err().is_unavailable());
+    expect_last("unavailable c");
 }

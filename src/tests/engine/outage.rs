@@ -190,17 +190,34 @@ fn waiter_at_an_open_breaker_ends_by_each_limit_cancellation_or_shutdown() {
     let fakes = FakeNode::fakes(3);
     let locker = with_max_outage(&fakes, Duration::from_millis(50));
     break_down(&fakes, &locker);
-    let error = locker.lock("x", TTL).expect_err("it lasts");
     let words = "connected to 1 of 3 nodes, 2 are needed"; // none of them was asked to grant it
-    assert!(error.to_string().contains(words), "{error}");
-    assert_eq!(without_quorum(error), ["fake-1", "fake-2"]);
+    for error in [
+        locker.lock("x", TTL).expect_err("it lasts"),
+        locker
+            .acquire_any(&["x", "y"], &LockOptions::new(TTL))
+            .expect_err("it lasts"),
+    ] {
+        assert!(error.to_string().contains(words), "{error}");
+        assert_eq!(without_quorum(error), ["fake-1", "fake-2"]);
+    }
 
     let fakes = FakeNode::fakes(3);
     let locker = with_max_outage(&fakes, Duration::MAX);
     break_down(&fakes, &locker);
     let brief = LockOptions::new(TTL).wait_for(Duration::from_millis(50));
-    let error = locker.acquire("x", &brief).expect_err("it lasts");
-    assert_eq!(without_quorum(error), ["fake-1", "fake-2"]);
+    for error in [
+        locker.acquire("x", &brief).expect_err("it lasts"),
+        locker
+            .acquire_any(&["x", "y"], &brief)
+            .expect_err("it lasts"),
+    ] {
+        assert_eq!(without_quorum(error), ["fake-1", "fake-2"]);
+    }
+    let at_once = LockOptions::new(TTL).wait_for(Duration::ZERO);
+    let error = locker
+        .acquire_any(&["x", "y"], &at_once)
+        .expect_err("it lasts");
+    assert!(matches!(error, Error::CircuitOpen { .. }), "{error}");
     let circuit = &locker.nodes().engine().circuit;
     let token = CancelToken::new();
     let cancelled = LockOptions::new(TTL).cancel_on(&token);
@@ -691,6 +708,15 @@ fn degraded_lock_is_local_and_blocks_the_next_holder_after_the_outage() {
 
 #[test]
 fn refused_acquire_stays_off_local_locks_until_the_holders_lease_can_have_ended() {
+    stays_off_local_locks(|locker, options| locker.acquire("x", options));
+}
+
+#[test]
+fn refused_acquire_any_stays_off_local_locks_until_the_holders_lease_can_have_ended() {
+    stays_off_local_locks(|locker, options| locker.acquire_any(&["x"], options));
+}
+
+fn stays_off_local_locks(acquire: fn(&RedisLocker, &LockOptions) -> Result<LockGuard, Error>) {
     let fakes = FakeNode::fakes(3);
     let locker = degraded(&fakes);
     for (left, becomes_local) in [(Duration::from_millis(400), true), (LONG, false)] {
@@ -711,7 +737,7 @@ fn refused_acquire_stays_off_local_locks_until_the_holders_lease_can_have_ended(
                 } else {
                     Duration::from_secs(1)
                 };
-                locker.acquire("x", &LockOptions::new(TTL).wait_for(wait))
+                acquire(&locker, &LockOptions::new(TTL).wait_for(wait))
             });
             let asked = |node: usize| fakes[node].count(Op::Acquire) > before[node] + 1;
             eventually("it is refused, and asks again", || asked(1) && asked(2));
@@ -855,6 +881,8 @@ fn shutdown_ends_local_locks_and_waits_for_nodes() {
     let locker = degraded(&fakes);
     break_down(&fakes, &locker);
     let guard = locker.lock("x", TTL).expect("held here");
+    let rw = RedisRwLocker::new(locker.nodes());
+    let writer = rw.write("x", TTL).expect("held here");
     let watch = guard.watch();
     let nodes = locker.nodes().clone();
     thread::scope(|scope| {
@@ -864,7 +892,15 @@ fn shutdown_ends_local_locks_and_waits_for_nodes() {
     });
     assert_eq!(watch.wait_ended(LIMIT), WatchOutcome::Lost);
     assert!(!guard.is_held() && guard.check().is_err());
-    assert!(matches!(guard.release(), Err(Error::LockLost { .. })));
+    for lost in [
+        guard.extend(TTL),
+        writer.extend(TTL),
+        writer.downgrade().map(drop),
+        guard.release(),
+    ] {
+        let is_told = matches!(&lost, Err(error) if error.is_lost());
+        assert!(is_told, "{lost:?}");
+    }
 }
 
 /// Returns nodes that report this server info.
