@@ -784,6 +784,25 @@ mod tests {
         }
 
         #[test]
+        fn loom_extension_in_a_danger_wakes_a_watch() {
+            const LEFT: Duration = Duration::from_secs(5);
+            loom::model(|| {
+                let (start, lease) = (clock::now(), lease("x"));
+                lease.set_danger_margin(LEFT);
+                assert!(lease.activate(start + LEFT, 0));
+                let LeaseState::Held(expiry) = lease.peek(start) else {
+                    panic!("{lease:?}")
+                };
+                let other = Arc::clone(&lease);
+                let watch = loom::thread::spawn(move || other.wait_change(expiry, None));
+                // The extending thread has read the time before the danger began.
+                let before = start - Duration::from_secs(1);
+                lease.extend_to(before, start + 2 * LEFT, 0);
+                watch.join().unwrap();
+            });
+        }
+
+        #[test]
         fn loom_only_one_extension_is_in_flight() {
             loom::model(|| {
                 let lease = lease("x");
