@@ -274,7 +274,7 @@ impl Engine {
             was_split,
         };
         let failure = AttemptFailure::classify(vote, attempt.budget.limit());
-        // Before the breaker logs, so that a logger that panics leaves no token.
+        // Before all else, so that no panic leaves a token.
         let undo = self.undo(&attempt.lease, refused);
         self.record_breaker(&failure, &attempt, context.probe, replies);
         match permit_count {

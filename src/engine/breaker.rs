@@ -15,6 +15,7 @@ use crate::protocol::breaker::{Admission, CircuitBreaker, Connectivity, Phase};
 use crate::protocol::quorum::Tally;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::primitives::Mutex;
+use crate::sync::threads;
 use crate::time::clock;
 use crate::transport::inbox::Inbox;
 use crate::transport::node_group::NodeGroup;
@@ -104,11 +105,13 @@ impl SharedBreaker {
         drop(state); // unlock before waking
         self.waiters.wake();
         if !was_closed {
-            info!(
-                "{}: quorum reached: circuit closed{}",
-                self.node_names,
-                self.degraded_suffix("; no new local locks")
-            );
+            threads::log(|| {
+                info!(
+                    "{}: quorum reached: circuit closed{}",
+                    self.node_names,
+                    self.degraded_suffix("; no new local locks")
+                );
+            });
         }
     }
 
@@ -159,11 +162,13 @@ impl SharedBreaker {
     }
 
     fn log_opened(&self) {
-        warn!(
-            "{}: no quorum: circuit open{}",
-            self.node_names,
-            self.degraded_suffix("; local locks while no quorum can be connected to")
-        );
+        threads::log(|| {
+            warn!(
+                "{}: no quorum: circuit open{}",
+                self.node_names,
+                self.degraded_suffix("; local locks while no quorum can be connected to")
+            );
+        });
     }
 
     fn degraded_suffix(&self, suffix: &'static str) -> &'static str {

@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::{BuildHasherDefault, DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -91,9 +91,7 @@ impl fmt::Display for Op {
     }
 }
 
-/// The tokens that the requests of a batch name, by
-/// [`Token::id`](crate::protocol::token::Token::id): all tokens that were not drawn here count as
-/// one.
+/// The tokens that the requests of a batch name, by [`order_id`].
 #[derive(Default)]
 pub(crate) struct TokenSet(HashSet<u64, BuildHasherDefault<IdHasher>>);
 
@@ -114,7 +112,21 @@ impl TokenSet {
     }
 }
 
-/// Hashes an id to itself, because its bits are random.
+/// Returns an id of the token. A token that was not drawn here has no random bits: of those, all for
+/// one key have one id, because a node must see the requests of one key in their order, and those of
+/// other keys share a batch.
+fn order_id(lease: &Lease) -> u64 {
+    match lease.token().id() {
+        0 => {
+            let mut hasher = DefaultHasher::new();
+            lease.key().as_str().hash(&mut hasher);
+            hasher.finish()
+        }
+        id => id,
+    }
+}
+
+/// Hashes an id to itself, because its bits are random or a hash.
 #[derive(Default)]
 struct IdHasher(u64);
 
@@ -197,7 +209,8 @@ impl Request {
         std::iter::once(&self.lease).chain(&self.gate_entry)
     }
 
-    /// Returns whether both requests name one token, so that their order matters to a node.
+    /// Returns whether both requests name one token, so that their order matters to a node. Requests
+    /// of one key whose tokens were not drawn here count as such.
     pub(crate) fn shares_token(&self, other: &Request) -> bool {
         let mut ours = self.tokens();
         ours.any(|id| other.tokens().any(|other| other == id))
@@ -205,7 +218,7 @@ impl Request {
 
     fn tokens(&self) -> impl Iterator<Item = u64> {
         let leases = self.written_leases().chain(&self.former_lease);
-        leases.map(|lease| lease.token().id())
+        leases.map(|lease| order_id(lease))
     }
 
     /// Returns whether the request is a plain `SET NX PX`, which never needs a script to be loaded.
@@ -251,6 +264,7 @@ impl Request {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::protocol::token::Token;
     use crate::tests::fixtures::lease;
 
     #[test]
@@ -272,5 +286,31 @@ mod tests {
         set.insert(&swap_of(&acquire()));
         set.clear();
         assert!(!set.shares_token(&requests[0]));
+    }
+
+    #[test]
+    fn requests_without_a_drawn_token_keep_their_order_by_key() {
+        let of = |op, token: Token, key: &str| {
+            let key = lease(key).key().clone();
+            Request::new(
+                op,
+                &Arc::new(Lease::new(key, token, LeaseKind::Exclusive)),
+                0,
+            )
+        };
+        let place = |op, key| of(op, Token::existing("redguard:listener:0"), key);
+        let mut set = TokenSet::default();
+        set.insert(&place(Op::TakePlace, "x"));
+        for (request, shares) in [
+            (place(Op::TakePlace, "y"), false),
+            (place(Op::LeavePlace, "x"), true),
+            (of(Op::Notify, Token::empty(), "y"), false),
+            (of(Op::Notify, Token::empty(), "x"), true),
+            (Request::new(Op::Acquire, &lease("x"), 1), false),
+        ] {
+            assert_eq!(set.shares_token(&request), shares, "{:?}", request.op);
+            let first = place(Op::TakePlace, "x");
+            assert_eq!(first.shares_token(&request), shares, "{:?}", request.op);
+        }
     }
 }

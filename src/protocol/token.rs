@@ -135,7 +135,7 @@ impl Token {
     }
 
     /// Returns 64 of the random bits, for comparisons where a false match does no harm; 0 for a
-    /// token that was not drawn here.
+    /// token that was not drawn here, which has none.
     pub(crate) fn id(&self) -> u64 {
         match &self.0 {
             Form::Drawn { bytes, .. } => {

@@ -144,6 +144,12 @@ pub(crate) fn catch<T>(context: &str, body: impl FnOnce() -> T) -> Option<T> {
         .ok()
 }
 
+/// Runs `line`, which logs one line. A panic of the logger is caught, so that it cannot unwind a
+/// caller whose token is on a node and has no guard or undo yet (S4).
+pub(crate) fn log(line: impl FnOnce()) {
+    catch("logger", line);
+}
+
 /// Returns the message of a panic.
 fn message_of(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();

@@ -192,7 +192,7 @@ impl Pipeline {
     }
 
     /// Returns whether the batch has a request of the job's token already.
-    pub(super) fn batch_shares_token(&self, job: &Job) -> bool {
+    pub(crate) fn batch_shares_token(&self, job: &Job) -> bool {
         self.batch_tokens.shares_token(&job.request)
     }
 

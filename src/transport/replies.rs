@@ -1,6 +1,7 @@
 //! The part of the pipeline that handles a reply: its records, its warnings, its delivery.
 //!
-//! - A reply is delivered after all warnings about it.
+//! - A reply is delivered after all warnings about it, also if the logger panics: a caller that polls
+//!   may have no guard or undo yet (S4).
 //! - A release that a node refuses stays pending while its key may exist there (S4).
 //!
 //! Tests: `src/tests/transport/pipeline.rs`; `src/tests/engine/pending.rs` (refused releases);
@@ -15,6 +16,7 @@ use crate::protocol::reply::{Blocker, Reply};
 use crate::protocol::request::{Op, Request};
 use crate::protocol::send_check::{record_reply, record_sent};
 use crate::protocol::server_error;
+use crate::sync::threads;
 use crate::telemetry::observer;
 use crate::telemetry::observer::NodeReply;
 use crate::transport::job::{PendingReply, RequestState};
@@ -32,7 +34,7 @@ impl Pipeline {
         reply: Reply,
         now: Instant,
     ) -> Result<(), NodeFailure> {
-        trace!("{}: {}: {reply:?}", self.name, request.op);
+        threads::log(|| trace!("{}: {}: {reply:?}", self.name, request.op));
         // The node may have executed the request as late as now, so the TTL counts from now.
         record_sent(request, self.node, now);
         record_reply(request, self.node, &reply);
@@ -62,7 +64,6 @@ impl Pipeline {
             }
             _ => {}
         }
-        // After the warnings: if the logger panics, the request counts as unanswered.
         pending_reply.state = state;
         pending_reply.deliver_from(self.runs_since, &request.lease, self.node, reply);
         result
@@ -78,7 +79,9 @@ impl Pipeline {
         let key = key.unwrap_or(keys.first());
         if self.warnings().is_new_foreign(key, request) {
             let name = &self.name;
-            warn!("{name}: {key}: foreign value without an expiry: left untouched");
+            threads::log(|| {
+                warn!("{name}: {key}: foreign value without an expiry: left untouched");
+            });
         }
     }
 
@@ -87,7 +90,7 @@ impl Pipeline {
         let (name, keys) = (&self.name, request.lease.keys());
         if *cause == NodeFailure::WrongType && self.warnings().is_new_foreign(keys.first(), request)
         {
-            warn!("{name}: {keys}: {cause}: left untouched");
+            threads::log(|| warn!("{name}: {keys}: {cause}: left untouched"));
         }
         if request.op == Op::Release {
             return self.handle_failed_release(request, cause, now);
@@ -95,12 +98,12 @@ impl Pipeline {
         if matches!(cause, NodeFailure::AccessDenied(_))
             && self.warnings().is_newly_denied_key(request)
         {
-            match request.op {
+            threads::log(|| match request.op {
                 // Without the waiting list every release wakes all waiters, as in earlier versions.
                 Op::TakePlace | Op::LeavePlace => debug!("{name}: {keys}: {}: {cause}", request.op),
                 Op::WakeListener => warn!("{name}: {}: {cause}", request.op),
                 _ => warn!("{name}: {keys}: {}: {cause}", request.op),
-            }
+            });
         }
         RequestState::Replied
     }
@@ -130,7 +133,9 @@ impl Pipeline {
         };
         if self.warnings().is_new_release_error(code) {
             let name = &self.name;
-            warn!("{name}: release refused, retried until the lease's TTL ends: {cause}");
+            threads::log(|| {
+                warn!("{name}: release refused, retried until the lease's TTL ends: {cause}");
+            });
         }
         RequestState::Refused
     }

@@ -302,13 +302,15 @@ impl<'a> Round<'a> {
         let unsettled = self.tally.count_former_refusals();
         let verdict = self.tally.verdict();
         let verdict = verdict.unwrap_or_else(|| self.tally.close_with_timeouts());
-        debug!(
-            "{}: {}: {verdict:?}, {} granted, {} refused",
-            self.request.lease.keys(),
-            self.request.op,
-            self.tally.granted().len(),
-            self.tally.refused().len(),
-        );
+        threads::log(|| {
+            debug!(
+                "{}: {}: {verdict:?}, {} granted, {} refused",
+                self.request.lease.keys(),
+                self.request.op,
+                self.tally.granted().len(),
+                self.tally.refused().len(),
+            );
+        });
         RoundOutcome {
             verdict,
             tally: self.tally,

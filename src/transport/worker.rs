@@ -389,7 +389,7 @@ impl Worker {
     /// further connections, are logged at level debug. A panic of the logger is caught.
     pub(super) fn log(&self, is_new: bool, event: &str) {
         let level = if is_new { Level::Info } else { Level::Debug };
-        threads::catch(&self.name, || log!(level, "{}: {event}", self.name));
+        threads::log(|| log!(level, "{}: {event}", self.name));
     }
 
     /// Blocks for the delay before the next connect, and rejects the jobs that arrive meanwhile.

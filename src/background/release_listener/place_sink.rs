@@ -12,6 +12,7 @@ use crate::error::node_failure::NodeFailure;
 use crate::protocol::reply::Reply;
 use crate::protocol::server_error;
 use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::threads;
 use crate::time::clock;
 use crate::transport::job::ReplySink;
 
@@ -44,7 +45,7 @@ impl ReplySink for PlaceSink {
         }
         let until = clock::to_micros(clock::now() + REFUSAL_TIME);
         self.refused_until.store(until, Ordering::Relaxed);
-        debug!("no waiting list, so each release wakes all waiters: {cause}");
+        threads::log(|| debug!("no waiting list, so each release wakes all waiters: {cause}"));
     }
 }
 

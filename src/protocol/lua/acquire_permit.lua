@@ -5,7 +5,9 @@
 --    held, the number becomes ours.
 -- 2. Refused while another owner holds this permit. The reply lists the free ones, so that the next
 --    request names one of them.
--- 3. Otherwise the token is stored with its expiry, not earlier than the one that our token has.
+-- 3. Otherwise the token is stored with its expiry, not earlier than the one that our token has. The
+--    expired permits of another number are removed only then: a server without memory refuses the
+--    token only because it is the first write.
 -- 4. A hash that no semaphore wrote is left untouched: one without a number of permits, or with
 --    more fields than permits are possible.
 --
@@ -25,9 +27,10 @@ if not permits or differs or owner and owner ~= ARGV[1] then
     return redis.error_reply('WRONGTYPE these are no permits')
   end
 end
+local all = {}
 if differs or owner and owner ~= ARGV[1] then
   local taken, next = {}, false
-  local all = redis.call('HGETALL', KEYS[1])
+  all = redis.call('HGETALL', KEYS[1])
   for i = 1, #all, 2 do
     local expiry = parse_permit(all[i] ~= 'permits' and all[i + 1], now)
     if expiry then
@@ -44,10 +47,13 @@ if differs or owner and owner ~= ARGV[1] then
     end
     return reply
   end
-  redis.call('DEL', KEYS[1])
 end
 expires_at = math.max(expires_at or 0, now + ARGV[2])
 local left, value = redis.call('PTTL', KEYS[1]), string.format('%.0f %s', expires_at, ARGV[1])
 redis.call('HSET', KEYS[1], 'permits', ARGV[4], ARGV[3], value)
+for i = 1, #all, 2 do
+  if all[i] ~= 'permits' and all[i] ~= ARGV[3] then redis.call('HDEL', KEYS[1], all[i]) end
+end
+if differs then left = -2 end
 extend_hash_ttl(left, expires_at, now)
 return 1

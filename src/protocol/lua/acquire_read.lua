@@ -4,7 +4,8 @@
 -- 2. Refused while a gate entry is alive, unless a reader turn is on or the gate is not heeded.
 -- 3. A refused reader that waits sets the reader marker, unless a turn is on or a foreign value is
 --    there. A server without memory for the marker refuses all the same.
--- 4. Otherwise expired readers are removed and the tokens are added.
+-- 4. Otherwise the tokens are added and expired readers are removed. A server without memory refuses
+--    the addition only because it is the first write.
 --
 -- KEYS: writer, readers, gate, turn. ARGV: TTL in ms, TTL of the marker in ms or 0 for none, 1 if
 -- the gate is heeded, tokens.
@@ -37,14 +38,16 @@ local set, ttl = KEYS[2], tonumber(ARGV[1])
 -- The server formats each number that it is given with 17 digits. Once per token this would take a
 -- tenth of the call for 16 readers, so the expiry is formatted here.
 local expires_at = string.format('%d', now + ttl)
--- The removal needs no memory, so a server without memory refuses ZADD before anything changed.
-redis.call('ZREMRANGEBYSCORE', set, '-inf', string.format('(%d', now))
 local left = redis.call('PTTL', set)
 local entries = {}
 for i = 4, #ARGV do
   entries[2 * i - 7], entries[2 * i - 6] = expires_at, ARGV[i]
 end
 redis.call('ZADD', set, unpack(entries))
--- The set ends a second after its last entry. A set without an expiry may hold a foreign entry.
+redis.call('ZREMRANGEBYSCORE', set, '-inf', string.format('(%d', now))
+-- The set ends a second after its last entry. A set without an expiry keeps none while it holds a
+-- foreign entry.
+local count = #ARGV - 3
+if left == -1 and #redis.call('ZRANGE', set, 0, count) == count then left = -2 end
 if left ~= -1 and left < ttl + 1000 then redis.call('PEXPIRE', set, ttl + 1000) end
 return 1

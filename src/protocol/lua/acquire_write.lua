@@ -3,7 +3,8 @@
 -- 1. Refused while there is a writer or a reader that has not expired.
 -- 2. Refused during a reader turn, unless turns are not heeded.
 -- 3. A refused writer that waits raises or refreshes its gate entry.
--- 4. Otherwise expired readers are removed and the token is stored with its TTL. A gate entry
+-- 4. Otherwise the token is stored with its TTL and expired readers are removed. A server without
+--    memory refuses the token only because it, or the fence counter, is the first write. A gate entry
 --    refuses no writer. The writer's own entry stays until a request of its own releases it.
 --
 -- KEYS: writer, readers, gate, turn, and the fence counter for a fenced lock. ARGV: token, TTL in
@@ -11,11 +12,12 @@
 -- Reply: 1 granted, of a fenced lock the incremented counter (S12); or {blocker, ms left}, with
 -- blocker 0 writer, 1 readers or 3 reader turn, and -1 ms for no end. A writer's owner label
 -- follows: the part before the last ':'.
+local now
 if redis.call('EXISTS', KEYS[1], KEYS[2], KEYS[4]) > 0 then
   local writer = redis.call('GET', KEYS[1])
   local last = redis.call('ZRANGE', KEYS[2], -1, -1, 'WITHSCORES')[2]
   local time = redis.call('TIME')
-  local now = time[1] * 1000 + math.floor(time[2] / 1000)
+  now = time[1] * 1000 + math.floor(time[2] / 1000)
   local refusal
   if writer then
     local label = string.sub(string.match(writer, '^(.*):') or '', 1, 256)
@@ -37,7 +39,6 @@ if redis.call('EXISTS', KEYS[1], KEYS[2], KEYS[4]) > 0 then
     if refusal[2] > 9007199254740991 then refusal[2] = -1 end
     return refusal
   end
-  redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - 1)
 end
 -- As in prelude/fence.lua, but inline, because Lua creates a prelude function at every call, fenced
 -- or not.
@@ -56,4 +57,5 @@ if fence then
   redis.call('PEXPIRE', fence, 2592000000)
 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+if now then redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - 1) end
 return counter

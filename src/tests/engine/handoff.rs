@@ -20,7 +20,7 @@ use crate::protocol::request::Op;
 use crate::protocol::server_info::ServerInfo;
 use crate::protocol::token::Token;
 use crate::tests::engine::setup::{all_free, exclusive_key, exclusive_params, healthy};
-use crate::tests::fake_node::node::{FakeNode, Fault, connected_locker, eventually};
+use crate::tests::fake_node::node::{FakeNode, Fault, connected_locker, eventually, on_log_line};
 use crate::time::clock;
 use crate::transport::cancel::CancelToken;
 use crate::transport::inbox::Inbox;
@@ -225,6 +225,25 @@ fn release_overtaken_by_that_of_the_acquirer_is_no_loss() {
         late.go();
         assert_eq!(release.join().expect("no panic"), Ok(()));
         next.release().expect("ours");
+    });
+    all_free(&fakes, "x");
+}
+
+#[test]
+fn handoff_with_panicking_loggers_succeeds() {
+    let fakes = FakeNode::fakes(3);
+    let locker = healthy(&fakes);
+    let guard = held(&locker, &fakes, &LockOptions::new(TTL));
+    thread::scope(|scope| {
+        let next = scope.spawn(|| {
+            on_log_line(|_| panic!("as the test wants it"));
+            locker.lock("x", TTL).map(LockGuard::release)
+        });
+        queued(&locker, 1);
+        on_log_line(|_| panic!("as the test wants it"));
+        assert_eq!(guard.release(), Ok(()));
+        on_log_line(|_| {});
+        assert_eq!(next.join().expect("no panic"), Ok(Ok(())));
     });
     all_free(&fakes, "x");
 }

@@ -11,7 +11,7 @@ use crate::protocol::request::Op;
 use crate::tests::engine::setup::{
     SHORT, TTL, all_free, attempts, delay_acquires, healthy, holders, impatient,
 };
-use crate::tests::fake_node::node::{FakeNode, Fault, connected_locker, eventually};
+use crate::tests::fake_node::node::{FakeNode, Fault, connected_locker, eventually, on_log_line};
 use crate::time::clock;
 
 #[test]
@@ -235,6 +235,22 @@ fn release_of_a_missing_key_is_a_loss() {
     fakes[0].wipe();
     fakes[2].wipe();
     assert!(matches!(guard.release(), Err(Error::LockLost { .. })));
+}
+
+/// The lines of a reply and of a round are logged while a token may be on a node without an undo.
+#[test]
+fn attempt_with_a_panicking_logger_leaves_no_token() {
+    let fakes = FakeNode::fakes(3);
+    let locker = healthy(&fakes);
+    fakes[1..].iter().for_each(|fake| fake.seize("x", TTL));
+    on_log_line(|_| panic!("as the test wants it"));
+    let tried = locker.try_lock("x", TTL).expect("the nodes replied");
+    assert!(tried.is_none());
+    fakes[0].set_fault(Fault::DeniesOp(Op::Acquire));
+    drop(locker.lock("y", TTL).expect("free"));
+    on_log_line(|_| {});
+    eventually("it is undone", || fakes[0].token("x").is_none());
+    all_free(&fakes, "y");
 }
 
 #[test]

@@ -600,6 +600,19 @@ fn access_denied_ends_an_outage_and_is_logged_once() {
 }
 
 #[test]
+fn probe_with_a_panicking_logger_returns_its_guard() {
+    let fakes = FakeNode::fakes(3);
+    let locker = plain(&fakes);
+    break_down(&fakes, &locker);
+    comes_back(&fakes, &locker);
+    on_log_line(|_| panic!("as the test wants it"));
+    let guard = locker.acquire("x", &options()).expect("the probe");
+    on_log_line(|_| {});
+    assert_eq!(breaker(&locker), BreakerState::Closed);
+    guard.release().expect("ours");
+}
+
+#[test]
 fn connection_that_came_up_between_two_checks_is_not_missed() {
     let fakes = FakeNode::fakes(3);
     let locker = plain(&fakes);

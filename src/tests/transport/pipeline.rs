@@ -12,6 +12,7 @@ use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::Lease;
 use crate::protocol::reply::Reply;
 use crate::protocol::request::{Op, Request};
+use crate::protocol::token::Token;
 use crate::tests::fake_node::node;
 use crate::tests::fake_node::node::FakeNode;
 use crate::tests::fixtures::lease_as;
@@ -216,6 +217,26 @@ fn direct_send_behind_a_resendable_request_of_the_token_is_refused() {
     assert!(pipeline.try_send(Op::Acquire, &other, &sink));
     while pipeline.try_send(Op::Acquire, &exclusive(), &sink) {}
     assert_eq!(script.0.lock().sent.len(), MAX_DIRECT_IN_FLIGHT);
+}
+
+#[test]
+fn places_for_different_locks_share_a_batch_and_those_for_one_do_not() {
+    let (mut pipeline, script, sink) = connected_pipeline();
+    let place = |key: &str| {
+        let key = lease_as(key, LeaseKind::Exclusive).key().clone();
+        let token = Token::existing("redguard:listener:0");
+        Arc::new(Lease::new(key, token, LeaseKind::Exclusive))
+    };
+    pipeline.push_to_batch(job(Op::TakePlace, &place("x"), &sink), clock::now());
+    for (key, shares) in [("y", false), ("x", true)] {
+        let next = job(Op::LeavePlace, &place(key), &sink);
+        assert_eq!(pipeline.batch_shares_token(&next), shares, "{key}");
+    }
+    assert_eq!(pipeline.send_batch(), Ok(()));
+    assert!(pipeline.try_send(Op::TakePlace, &place("x"), &sink));
+    assert!(pipeline.try_send(Op::TakePlace, &place("y"), &sink));
+    assert!(!pipeline.try_send(Op::LeavePlace, &place("x"), &sink));
+    assert_eq!(script.0.lock().sent.len(), 2);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! One Redis system: sockets, sessions, topologies.
 
 pub(crate) mod address;
+pub(crate) mod array_headers;
 #[cfg(feature = "cluster")]
 pub(crate) mod cluster;
 #[cfg(feature = "cluster")]

@@ -14,6 +14,7 @@ use redis::{Parser, RedisResult, Value};
 
 use crate::time::clock;
 use crate::time::deadline::remaining_timeout;
+use crate::transport::node::array_headers::ArrayHeaders;
 
 /// The size of the read buffer, in bytes.
 const READ_BUFFER: usize = 4096;
@@ -39,8 +40,8 @@ struct ReadBuffer {
     end: usize,
     /// Whether a nested reply is an error.
     reject_nested: bool,
-    /// The number of array headers of the present reply that the parser has read.
-    array_headers: u32,
+    /// The array headers of the present reply that the parser has read.
+    array_headers: ArrayHeaders,
 }
 
 enum Socket {
@@ -74,7 +75,7 @@ impl PlainStream {
                 start: 0,
                 end: 0,
                 reject_nested: false,
-                array_headers: 0,
+                array_headers: ArrayHeaders::default(),
             },
             parser: Parser::new(),
             is_parsing: false,
@@ -197,7 +198,7 @@ impl PlainStream {
         match self.parser.parse_value(&mut self.input) {
             Ok(reply) => {
                 self.is_parsing = false;
-                self.input.array_headers = 0;
+                self.input.array_headers = ArrayHeaders::default();
                 Ok(Some(reply))
             }
             // The parser keeps the part that it has read.
@@ -310,16 +311,14 @@ impl Read for ReadBuffer {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         let available = self.line().unwrap_or(self.unread());
         let length = available.len().min(bytes.len());
-        let Some(first) = available.first().copied().filter(|_| length > 0) else {
+        if length == 0 {
             return Err(ErrorKind::WouldBlock.into());
-        };
+        }
         bytes[..length].copy_from_slice(&available[..length]);
-        // A line of a bulk string may look like a header too, but polled replies have none.
-        self.array_headers += u32::from(matches!(first, b'*' | b'%' | b'~' | b'>' | b'|'));
-        if self.reject_nested && self.array_headers > 1 {
+        self.start += length;
+        if self.array_headers.read(&bytes[..length]) > 1 && self.reject_nested {
             return Err(ErrorKind::InvalidData.into());
         }
-        self.start += length;
         Ok(length)
     }
 }
@@ -367,7 +366,7 @@ mod tests {
         (PlainStream::new(Socket::Tcp(socket)), peer)
     }
 
-    const REPLIES: [&str; 12] = [
+    const REPLIES: [&str; 15] = [
         "+OK\r\n",
         "+QUEUED\r\n",
         ":0\r\n",
@@ -379,6 +378,9 @@ mod tests {
         "$9\r\n:1\r\n+OK\r\n\r\n",
         "*2\r\n:0\r\n:-1\r\n",
         "*2\r\n$2\r\na\n\r\n:7\r\n",
+        "*2\r\n:0\r\n$2\r\n*a\r\n",
+        "*3\r\n:0\r\n$5\r\n%\n~\n|\r\n$3\r\n\r\n>\r\n",
+        "$2\r\n*1\r\n",
         "-NOSCRIPT No matching script.\r\n",
     ];
 
@@ -412,6 +414,23 @@ mod tests {
             prop_assert!(stream.poll_reply().unwrap().is_none());
             drop(peer);
             prop_assert!(stream.receive(end).is_err() && stream.poll_reply().is_err());
+        }
+    }
+
+    #[test]
+    fn polled_reply_in_two_parts_is_that_of_the_parser() {
+        for reply in REPLIES {
+            let expected = redis::parse_redis_value(reply.as_bytes()).unwrap();
+            for cut in 1..reply.len() {
+                let (mut stream, mut peer) = pair();
+                let mut polled = None;
+                for part in [&reply[..cut], &reply[cut..]] {
+                    assert_eq!(polled, None, "{reply:?} at {cut}");
+                    peer.write_all(part.as_bytes()).unwrap();
+                    polled = stream.poll_reply().unwrap();
+                }
+                assert_eq!(polled.as_ref(), Some(&expected), "{reply:?} at {cut}");
+            }
         }
     }
 
@@ -479,11 +498,17 @@ mod tests {
 
     #[test]
     fn poll_rejects_a_nested_reply_and_returns_during_a_long_one() {
-        let (mut stream, mut peer) = pair();
-        peer.write_all(b"*2\r\n:1\r\n*1\r\n:2\r\n").unwrap();
-        let polls = std::iter::repeat_with(|| stream.poll_reply());
-        let mut ended = polls.skip_while(|polled| matches!(polled, Ok(None)));
-        assert!(ended.next().is_some_and(|polled| polled.is_err()));
+        for nested in [
+            "*2\r\n:1\r\n*1\r\n:2\r\n",
+            "*2\r\n$2\r\n*a\r\n*1\r\n:2\r\n",
+            "*2\r\n+x\n$9999\r\n*1\r\n:2\r\n",
+        ] {
+            let (mut stream, mut peer) = pair();
+            peer.write_all(nested.as_bytes()).unwrap();
+            let polls = std::iter::repeat_with(|| stream.poll_reply());
+            let mut ended = polls.skip_while(|polled| matches!(polled, Ok(None)));
+            assert!(ended.next().is_some_and(|polled| polled.is_err()));
+        }
         let (mut stream, mut peer) = pair();
         std::thread::scope(|scope| {
             let floods = scope.spawn(move || {

@@ -8,7 +8,7 @@ use redguard::{
     LockOptions, Locker, RedisLocker, RedisRwLocker, RedisSemaphore, RwLocker, Semaphore,
 };
 
-use crate::support::fixtures::{BRIEF, LIMIT, TTL, ask, connect, nowhere};
+use crate::support::fixtures::{BRIEF, LIMIT, PREFIX, TTL, ask, connect, nowhere};
 use crate::support::servers::Server;
 use crate::support::{eventually, servers, unique_key};
 
@@ -154,4 +154,74 @@ fn handoff_succeeds_without_memory() {
             is_handed_off(&nodes, &locker, &options)
         });
     }
+}
+
+/// Stores values on all nodes, and returns what each node stores then.
+fn stored<'a>(nodes: &'a [Server], commands: &[&[&str]]) -> impl Fn() -> Vec<Vec<u8>> + 'a {
+    for node in nodes {
+        for command in commands {
+            ask::<redis::Value>(node, command);
+        }
+    }
+    let keys: Vec<String> = commands.iter().map(|words| words[1].to_owned()).collect();
+    move || {
+        let dump = |node| {
+            keys.iter()
+                .flat_map(move |key| ask::<Vec<u8>>(node, &["DUMP", key]))
+        };
+        nodes.iter().map(|node| dump(node).collect()).collect()
+    }
+}
+
+/// A removal of expired entries needs no memory. As the first write of a script it would let the
+/// next writes pass.
+#[test]
+fn new_lock_is_refused_without_memory_whatever_has_expired() {
+    let nodes = servers(3);
+    let locker = connect(&nodes);
+    let rw = RedisRwLocker::new(locker.nodes());
+    let [read, expired, write, turned, name] = [0; 5].map(|_| unique_key("new"));
+    let part = |key: &str, suffix: &str| format!("{{{PREFIX}{key}}}:{suffix}");
+    let semaphore = RedisSemaphore::new(locker.nodes(), &name, 2).unwrap();
+    let stored = stored(
+        &nodes,
+        &[
+            &["ZADD", &part(&expired, "readers"), "1", "x"],
+            &["ZADD", &part(&write, "readers"), "1", "x"],
+            &["SET", &part(&turned, "turn"), "asked", "PX", "600000"],
+            &["HSET", &part(&name, "permits"), "permits", "3", "0", "1 x"],
+        ],
+    );
+    let before = stored();
+    let out = OutOfMemory::of(&nodes);
+    let once = LockOptions::new(TTL);
+    let fenced = once.clone().fencing(true);
+    for error in [
+        rw.try_read(&read, TTL).map(drop),
+        rw.try_read(&expired, TTL).map(drop),
+        rw.try_write(&write, TTL).map(drop),
+        rw.try_acquire_write(&write, &fenced).map(drop),
+        rw.try_write(&turned, TTL).map(drop),
+        semaphore.try_acquire(&once).map(drop),
+        locker.try_acquire(&read, &fenced).map(drop),
+    ] {
+        let error = error.expect_err("no memory");
+        assert!(
+            error.is_unavailable() && error.to_string().contains("OOM"),
+            "{error}"
+        );
+    }
+    assert!(stored() == before, "nothing has changed");
+    drop(out);
+    // With memory they are granted, and the expired entries are removed.
+    drop((
+        rw.read(&expired, TTL).unwrap(),
+        rw.write(&write, TTL).unwrap(),
+    ));
+    semaphore.acquire(&once).unwrap().release().unwrap();
+    let set: Vec<String> = ask(
+        &nodes[0],
+        &["ZRANGE", &part(&expired, "readers"), "0", "-1"],
+    );
+    assert_eq!(set, Vec::<String>::new());
 }

@@ -291,3 +291,106 @@ fn holder_of_a_foreign_value_is_reported_as_foreign() {
     assert_eq!(holder.owner_label.unwrap().chars().count(), 64);
     assert!(locker.force_release(&key).unwrap());
 }
+
+/// A search of a pattern from each byte of a value took 0.7 µs per byte, and blocked the server.
+#[test]
+fn holder_of_a_long_hexadecimal_value_is_told_without_a_search_through_it() {
+    let servers = servers(1);
+    let locker = connect(&servers);
+    let key = unique_key("digits");
+    let slower_than = "1000000"; // µs
+    let config = ["CONFIG", "SET", "slowlog-log-slower-than", slower_than];
+    ask::<()>(&servers[0], &config);
+    let long = "a".repeat(8_000_000);
+    let random = "0123456789".repeat(4);
+    for (value, is_timed) in [
+        (long.clone(), false),
+        (format!("{long}.19a12345678"), true),
+        (format!("x:{random}"), false),
+        (format!("x:{random}.19a12345678"), true),
+        (format!("x:{random}.ffffffffffffffff"), true),
+        (format!("{}.19a12345678", &random[1..]), false),
+    ] {
+        ask::<()>(&servers[0], &["SET", &wire(&key), &value]);
+        let holder = locker.holder(&key).unwrap().unwrap();
+        let end = &value[value.len().saturating_sub(60)..];
+        assert_eq!(holder.since.is_some(), is_timed, "{end}: {holder:?}");
+    }
+    let slow: u64 = ask(&servers[0], &["SLOWLOG", "LEN"]);
+    assert_eq!(slow, 0, "commands took longer than {slower_than} µs");
+}
+
+/// The replies of refusals have the label in them, which looks like a header of a reply.
+#[test]
+fn label_that_looks_like_a_header_is_told_and_breaks_no_connection() {
+    let servers = servers(3);
+    let locker = connect(&servers);
+    let nodes = locker.nodes();
+    let since = up_since(nodes);
+    for label in ["*nightly*", "%1", "~1", ">1", "|1", "$9", "*", "a:*1"] {
+        let token = format!("{label}:{}", "5".repeat(40));
+        for (kind, ending) in [
+            (Kind::Exclusive, ""),
+            (Kind::Several, ""),
+            (Kind::Fenced, ""),
+            (Kind::Read, "writer"),
+            (Kind::Write, "writer"),
+            (Kind::FencedWrite, "writer"),
+        ] {
+            let key = unique_key("label");
+            for node in &servers {
+                put(
+                    node,
+                    &foreign_key(&key, ending),
+                    &["SET", &token, "PX", "600000"],
+                );
+            }
+            assert_eq!(kind.acquire(nodes, &key), Ok(false), "{kind:?} {label}");
+            assert_eq!(
+                up_since(nodes),
+                since,
+                "{kind:?} {label}: no connection broke"
+            );
+        }
+        let key = unique_key("label");
+        for node in &servers {
+            put(node, &wire(&key), &["SET", &token, "PX", "600000"]);
+        }
+        let holder = locker.holder(&key).unwrap().unwrap();
+        assert_eq!(holder.owner_label.as_deref(), Some(label));
+        let fenced = LockOptions::new(TTL).wait_for(Duration::ZERO).fencing(true);
+        let error = locker.acquire(&key, &fenced).unwrap_err();
+        assert!(
+            error.is_contended() && error.to_string().contains(label),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn expired_entries_without_an_expiry_of_their_key_keep_nothing_alive() {
+    let servers = servers(1);
+    let locker = connect(&servers);
+    let key = unique_key("expired");
+    let readers = part(&key, "readers");
+    put(&servers[0], &readers, &["ZADD", "1", "x", "2", "y"]);
+    let reader = RedisRwLocker::new(locker.nodes()).read(&key, TTL).unwrap();
+    let permits = part(&key, "permits");
+    put(
+        &servers[0],
+        &permits,
+        &["HSET", "permits", "5", "0", "1 x", "4", "2 y"],
+    );
+    let semaphore = RedisSemaphore::new(locker.nodes(), &key, 1).unwrap();
+    let permit = semaphore.acquire(&LockOptions::new(TTL)).unwrap();
+    let entries: [u64; 2] = [
+        ask(&servers[0], &["ZCARD", &readers]),
+        ask(&servers[0], &["HLEN", &permits]),
+    ];
+    assert_eq!(entries, [1, 2]);
+    for key in [&readers, &permits] {
+        let left: i64 = ask(&servers[0], &["PTTL", key]);
+        assert!(left > 0, "{key}: {left}");
+    }
+    assert_eq!((reader.release(), permit.release()), (Ok(()), Ok(())));
+}
