@@ -201,6 +201,9 @@ impl Config {
 
     /// Sets how long connecting to a node may take, its handshake included. The addresses of a name
     /// share this time. At least `node_timeout`, at most an hour. Default: 1 s.
+    ///
+    /// The resolution of a host name has no limit, nor has the connect to a Unix socket whose server
+    /// hangs with a full backlog. The node stays unavailable meanwhile; no caller waits for it.
     pub fn connect_timeout(mut self, timeout: Duration) -> Config {
         self.settings.connect_timeout = timeout;
         self

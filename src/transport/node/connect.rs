@@ -14,7 +14,8 @@ use crate::transport::node::stream::Stream;
 
 impl ServerAddress {
     /// Connects and logs in. Returns the address with the credentials that were accepted. Blocks
-    /// until `end`, and longer while a host name is resolved, which has no timeout.
+    /// until `end`, and longer while a host name is resolved or a Unix socket does not accept, which
+    /// have no timeout.
     pub(crate) fn open(&self, end: Instant) -> Result<(Stream, ServerAddress), NodeFailure> {
         let server = self.with_current_credentials()?;
         let timeout = match server.info.addr() {

@@ -61,6 +61,8 @@ impl PlainStream {
         Ok(PlainStream::new(Socket::Tcp(socket)))
     }
 
+    /// Connects to a Unix socket. On Linux blocks without a limit while the backlog of a server that
+    /// hangs is full; `std` has no timeout for this connect.
     #[cfg(unix)]
     pub(crate) fn connect_unix(path: &Path) -> io::Result<PlainStream> {
         Ok(PlainStream::new(Socket::Unix(UnixStream::connect(path)?)))

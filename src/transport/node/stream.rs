@@ -5,7 +5,7 @@
 //! certificates.
 //!
 //! A poll and the check of an idle connection never block. All else has a timeout, except the
-//! resolution of a host name.
+//! resolution of a host name and the connect to a Unix socket.
 //!
 //! Tests: beside `plain_stream.rs`; `tests/it/nodes/tls.rs`, `hostile.rs`.
 
@@ -58,7 +58,8 @@ enum StreamKind {
 }
 
 impl Stream {
-    /// Connects and logs in. Blocks until `end`, and longer while a host name is resolved.
+    /// Connects and logs in. Blocks until `end`, and longer while a host name is resolved or a Unix
+    /// socket does not accept.
     pub(crate) fn open(server: &ServerAddress, end: Instant) -> RedisResult<Stream> {
         let plain = match server.info.addr() {
             ConnectionAddr::Tcp(host, port) => PlainStream::connect(host, *port, end)?,
