@@ -19,6 +19,7 @@ use crate::local::guard::{HasKeys, LocalGuard};
 use crate::protocol::lease::{Lease, LeaseState};
 use crate::protocol::quorum::{Tally, Verdict};
 use crate::protocol::request::{Op, Publish, Request};
+use crate::sync::threads;
 use crate::time::clock;
 use crate::transport::inbox::Inbox;
 use crate::transport::round::RoundOutcome;
@@ -132,6 +133,6 @@ impl Engine {
             LeaseState::Lost => Level::Debug,
             _ => Level::Warn,
         };
-        log!(level, "{}: release by drop failed: {error}", lease.keys());
+        threads::log(|| log!(level, "{}: release by drop failed: {error}", lease.keys()));
     }
 }

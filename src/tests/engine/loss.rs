@@ -6,6 +6,7 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use crate::api::guard::LockGuard;
 use crate::api::local_locker::LocalLocker;
 use crate::api::locker::Locker;
 use crate::api::nodes::Nodes;
@@ -425,16 +426,29 @@ fn panic_in_a_loss_handler_ends_no_other_renewal() {
 }
 
 #[test]
-fn drop_with_a_panicking_logger_is_counted_and_does_not_panic() {
+fn drop_with_a_panicking_logger_releases_and_does_not_panic() {
     let fakes = FakeNode::fakes(1);
     let locker = healthy(&fakes);
-    let guard = locker.lock("x", LONG).expect("free");
-    on_log_line(|_| panic!("as the test wants it"));
-    drop(guard);
-    on_log_line(|_| {});
-    assert_eq!(locker.nodes().drop_failures(), 1);
-    // A panicking logger does not keep the lock from being released.
+    let failures = || locker.nodes().drop_failures();
+    let drop_it = |guard: LockGuard| {
+        on_log_line(|_| panic!("as the test wants it"));
+        drop(guard);
+        on_log_line(|_| {});
+    };
+    drop_it(locker.lock("x", LONG).expect("free"));
+    assert_eq!(failures(), 0);
     eventually("it is free", || fakes[0].token("x").is_none());
+    // A release that fails is counted once.
+    let guard = locker.lock("x", LONG).expect("free");
+    fakes[0].wipe();
+    drop_it(guard);
+    assert_eq!(failures(), 1);
+    // The loss is logged last: nothing else is left to do when the logger panics.
+    let guard = locker.lock("x", BRIEF).expect("free");
+    let end = clock::now() + BRIEF;
+    eventually("it has expired", || clock::now() > end);
+    drop_it(guard);
+    assert_eq!(failures(), 2);
 }
 
 #[test]
