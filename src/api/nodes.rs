@@ -232,8 +232,9 @@ impl Nodes {
     /// that are still alive are lost and left to their TTLs; a lock in use is never deleted.
     ///
     /// Returns `true` if no such guard and no acquire was left and all threads have ended. A thread
-    /// that is connecting, and has no release to send, ends by itself and does not count. Returns
-    /// `false` at once in a forked child. A second call has nothing left to do.
+    /// that is connecting, and has no release to send, ends by itself and does not count. The
+    /// threads and acquires that did not end in time are named in a `warn` line. Returns `false` at
+    /// once in a forked child. A second call has nothing left to do.
     ///
     /// Call it at the end of `main`. Without it queued releases are sent when the last handle is
     /// dropped, which does not happen while a thread or a static keeps a handle or a guard.

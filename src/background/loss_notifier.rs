@@ -38,7 +38,7 @@ use crate::time::clock;
 use crate::time::timer_queue::TimerQueue;
 
 /// The thread's name.
-const NAME: &str = "redguard-notify";
+pub(crate) const NAME: &str = "redguard-notify";
 
 /// Handles the loss of a lease that the notifier itself marked lost, except for the callback.
 pub(crate) type OnExpiry = Arc<dyn Fn(&Arc<Lease>) + Send + Sync>;

@@ -1,14 +1,12 @@
-//! The engine that guards and handles share: its parts, its health, and its shutdown.
+//! The engine that guards and handles share: its parts and its health. `engine/shutdown.rs` ends it.
 //!
 //! Background threads never keep it alive: they hold the node group and the lock table.
 //!
-//! Tests: `src/tests/engine/shutdown.rs`.
+//! Tests: `src/tests/engine/`.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-use log::{debug, warn};
 
 use crate::background::holder_check::HolderCheck;
 use crate::background::loss_handler::LossHandler;
@@ -18,13 +16,11 @@ use crate::config::settings::Settings;
 use crate::engine::breaker::SharedBreaker;
 use crate::error::error::Error;
 use crate::error::failed_node::ReplyLimit;
-use crate::error::loss_reason::LossReason;
 use crate::error::operation::Operation;
 use crate::local::lock_table::LockTable;
 use crate::protocol::lease::Lease;
 use crate::protocol::quorum::Tally;
 use crate::protocol::retry::RetryPolicy;
-use crate::sync::threads;
 use crate::telemetry::health::{BreakerState, Health, NodeHealth};
 use crate::telemetry::stats::Stats;
 use crate::time::deadline::{Deadline, DeadlineCause};
@@ -218,35 +214,6 @@ impl Engine {
         self.nodes.counters().record_failed_drop();
     }
 
-    /// Shuts down: closes the lock table, waits for guards, and ends the threads.
-    ///
-    /// Blocks for at most `grace` for the guards, and then for at most twice `node_timeout` for
-    /// pending acquires and for the threads. Returns `false` if a guard was left or a thread did
-    /// not end in time, and at once in a forked child.
-    pub(crate) fn shutdown(&self, grace: Duration) -> bool {
-        if self.is_forked() {
-            return false;
-        }
-        let end = deadline::deadline(clock::now(), grace);
-        self.lock_table.close();
-        self.nodes.announce();
-        let on_lost = |lease: &Arc<Lease>| self.handle_expiry(lease);
-        let held = self.lock_table.wait_idle(end, on_lost);
-        for lease in &held {
-            if lease.mark_lost(LossReason::ShutDown) {
-                // Not released, because the holder may still rely on the lock.
-                self.nodes.counters().lost(lease.key().name());
-                self.loss_handler.notifier().recheck(lease);
-                warn!("{}: lock lost: shut down, left to its TTL", lease.keys());
-            }
-        }
-        // Pending acquires still send their undo, for which the workers must exist.
-        let is_settled = self
-            .lock_table
-            .wait_no_pending(self.node_timeout_from_now());
-        self.stop_threads() && is_settled && held.is_empty()
-    }
-
     /// Returns the time `node_timeout` from now.
     pub(super) fn node_timeout_from_now(&self) -> Instant {
         self.node_timeout_from(clock::now())
@@ -255,49 +222,6 @@ impl Engine {
     /// Returns the time `node_timeout` after `start`.
     pub(super) fn node_timeout_from(&self, start: Instant) -> Instant {
         deadline::deadline(start, self.settings.node_timeout).unwrap_or(start)
-    }
-
-    fn node_names(&self) -> String {
-        self.nodes.names().join(", ")
-    }
-
-    /// Stops all threads once they have served their queues. Blocks for at most `node_timeout`.
-    ///
-    /// Returns whether all threads ended in time.
-    fn stop_threads(&self) -> bool {
-        let end = self.node_timeout_from_now();
-        // All threads are stopped before one is joined. The workers stop last, because they send
-        // the message that wakes the listener.
-        self.renewal.stop();
-        self.listener.stop();
-        let workers_ended = self.nodes.shutdown(end);
-        let helpers_ended = self.renewal.join_until(end) & self.listener.join_until(end);
-        if !workers_ended {
-            debug!(
-                "{}: workers left at shutdown: still connecting",
-                self.node_names()
-            );
-        }
-        let notifier_ended = self.loss_handler.notifier().stop(end);
-        if !notifier_ended {
-            debug!(
-                "{}: loss notifier left at shutdown: a callback is still running",
-                self.node_names()
-            );
-        }
-        helpers_ended && workers_ended && notifier_ended
-    }
-}
-
-impl Drop for Engine {
-    fn drop(&mut self) {
-        if self.is_forked() {
-            // Leaked, because dropping it could block on channels that the missing threads locked.
-            std::mem::forget(Arc::clone(&self.nodes));
-        } else {
-            // A panic is caught, because a guard's `Drop` may drop the last handle (S13).
-            threads::catch("drop of the nodes", || self.stop_threads());
-        }
     }
 }
 

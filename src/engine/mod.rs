@@ -20,5 +20,6 @@ pub(crate) mod params;
 mod permit;
 mod release;
 mod repeats;
+mod shutdown;
 mod split;
 mod undo;

@@ -180,17 +180,21 @@ impl LockTable {
         self.owner_pid != threads::process_id()
     }
 
-    /// Blocks until no holder is pending, at most until `end`. Returns `false` if one still is.
-    pub(crate) fn wait_no_pending(&self, end: Instant) -> bool {
-        let has_pending =
-            |state: &LockTableState| state.entries.values().any(|entry| entry.has_pending());
+    /// Blocks until no holder is pending, at most until `end`. Returns the keys that have a pending
+    /// holder then, in order.
+    pub(crate) fn wait_no_pending(&self, end: Instant) -> Vec<Key> {
         let mut state = self.state.lock();
-        while has_pending(&state) {
-            if self.idle.wait_until(&mut state, end).timed_out() {
-                return !has_pending(&state);
+        let mut timed_out = false;
+        loop {
+            let entries = state.entries.iter();
+            let pending = entries.filter(|(_, entry)| entry.has_pending());
+            let mut pending: Vec<Key> = pending.map(|(key, _)| key.clone()).collect();
+            if pending.is_empty() || timed_out {
+                pending.sort_unstable_by(|a, b| a.name().cmp(b.name()));
+                return pending;
             }
+            timed_out = self.idle.wait_until(&mut state, end).timed_out();
         }
-        true
     }
 
     /// Blocks until no entry is held, at most until `end` (`None`: no limit). Returns the leases

@@ -30,6 +30,7 @@ use crate::transport::job::{Job, ReplySink};
 use crate::transport::load::{ActiveCallers, RttEstimate};
 use crate::transport::round::{Round, RoundOutcome, RoundPlan};
 use crate::transport::waiters::Waiters;
+use crate::transport::worker_pool;
 use crate::transport::worker_pool::WorkerPool;
 
 /// All configured nodes, with their connections and workers.
@@ -364,9 +365,15 @@ impl NodeGroup {
     }
 
     /// Ends all workers when they have served their queues, and blocks until then, at most until
-    /// `end`. Returns `false` if a worker still runs.
-    pub(crate) fn shutdown(&self, end: Instant) -> bool {
-        self.workers.shutdown(end)
+    /// `end`. Returns the threads of the workers that still run, each with its node.
+    pub(crate) fn shutdown(&self, end: Instant) -> Vec<String> {
+        let describe = |index: usize| {
+            let (node, number) = (index / self.pool_size, index % self.pool_size);
+            let thread = worker_pool::thread_name(node, number);
+            format!("{thread} ({})", self.name(node))
+        };
+        let left = self.workers.shutdown(end).into_iter();
+        left.map(describe).collect()
     }
 }
 

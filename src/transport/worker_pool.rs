@@ -50,7 +50,7 @@ impl WorkerPool {
                 let (alive, ended) = channel::unbounded();
                 exited.push(ended);
                 let worker = Worker::new(end, config, event_sender.clone(), alive);
-                threads.push(spawn(format!("redguard-{node}.{number}"), move || {
+                threads.push(spawn(thread_name(node, number), move || {
                     worker.run();
                 })?);
             }
@@ -78,18 +78,17 @@ impl WorkerPool {
     /// Ends all workers when they have served their queues, and blocks until then, at most until
     /// `end`. A worker that is connecting and has nothing to send is not waited for: a hung node
     /// would otherwise cost the caller `node_timeout`. Neither does a second call wait again.
-    /// Returns `false` if a worker that is waited for still runs.
-    pub(crate) fn shutdown(&self, end: Instant) -> bool {
+    /// Returns the indices of the connections whose worker is waited for and still runs.
+    pub(crate) fn shutdown(&self, end: Instant) -> Vec<usize> {
         let threads = std::mem::take(&mut *self.threads.lock()); // unlocked before joining
         let is_first = !threads.is_empty();
         let is_awaited = |connection: &NodeConnection| is_first && connection.has_duties();
         let awaited: Vec<bool> = self.connections.iter().map(is_awaited).collect();
         self.connections.iter().for_each(NodeConnection::stop);
-        let mut have_exited = true;
-        for (exited, is_awaited) in self.exited.iter().zip(awaited) {
-            if is_awaited {
-                let result = exited.recv_deadline(end);
-                have_exited &= matches!(result, Err(RecvTimeoutError::Disconnected));
+        let mut left = Vec::new();
+        for (index, (exited, is_awaited)) in self.exited.iter().zip(awaited).enumerate() {
+            if is_awaited && exited.recv_deadline(end) != Err(RecvTimeoutError::Disconnected) {
+                left.push(index);
             }
         }
         for (exited, thread) in self.exited.iter().zip(threads) {
@@ -98,6 +97,11 @@ impl WorkerPool {
                 let _ = thread.join();
             }
         }
-        have_exited
+        left
     }
+}
+
+/// Returns the name of the thread that serves a connection of a node.
+pub(crate) fn thread_name(node: usize, number: usize) -> String {
+    format!("redguard-{node}.{number}")
 }

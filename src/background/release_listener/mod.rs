@@ -5,7 +5,7 @@ mod place_sink;
 mod places;
 mod receivers;
 mod reconnect;
-mod shared;
+pub(crate) mod shared;
 pub(crate) mod subscription;
 pub(crate) mod subscriptions;
 mod yielding;

@@ -51,7 +51,7 @@ use crate::transport::node_group::NodeGroup;
 use crate::transport::pipeline;
 
 /// The thread's name.
-pub(super) const NAME: &str = "redguard-listener";
+pub(crate) const NAME: &str = "redguard-listener";
 
 /// A channel outlives its last waiter by this time, because callers that waited for a lock often
 /// wait for it again.

@@ -26,7 +26,7 @@ use crate::time::timer_queue::TimerQueue;
 use crate::transport::job::ReplySink;
 
 /// The thread's name.
-pub(super) const NAME: &str = "redguard-renewal";
+pub(crate) const NAME: &str = "redguard-renewal";
 
 /// A renewal may be sent ahead of time by its TTL divided by this. So renewals that are due at
 /// about the same time share one batch.

@@ -1,16 +1,34 @@
 //! Shutdown over fake nodes: waits, pending acquires and held locks.
 
+use std::sync::Arc;
+use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
+use parking_lot::Mutex;
+
 use crate::api::locker::Locker;
+use crate::api::options::LockOptions;
 use crate::config::builder::Config;
+use crate::config::on_drop::OnDrop;
 use crate::error::error::Error;
 use crate::error::loss_reason::LossReason;
 use crate::protocol::request::Op;
-use crate::tests::engine::setup::{TTL, healthy, holders};
-use crate::tests::fake_node::node::{FakeNode, Fault, connected_locker, eventually};
+use crate::tests::engine::setup::{TTL, all_free, healthy, holders, impatient};
+use crate::tests::fake_node::node::{FakeNode, Fault, connected_locker, eventually, on_log_line};
 use crate::time::clock;
+
+/// Records what this thread logs about a shutdown that left something.
+fn lines_of_shutdown() -> Arc<Mutex<Vec<String>>> {
+    let lines = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&lines);
+    on_log_line(move |line| {
+        if line.contains("at shutdown") {
+            seen.lock().push(line.to_owned());
+        }
+    });
+    lines
+}
 
 #[test]
 fn shutdown_ends_waits_and_keeps_held_locks() {
@@ -132,4 +150,96 @@ fn guard_outlives_its_locker() {
     assert_eq!(holders(&fakes, "x"), 0, "the last handle drains the queues");
 }
 
-// The name is parsed here.
+#[test]
+fn worker_that_does_not_end_at_shutdown_is_named_with_its_node() {
+    let fakes = FakeNode::fakes(3);
+    let adjust = |config| impatient(config).pool_size(2).on_drop(OnDrop::Background);
+    let locker = connected_locker(&fakes, adjust).expect("a quorum is up");
+    let guard = locker.lock("x", TTL).expect("free");
+    eventually("all have it", || holders(&fakes, "x") == 3);
+    let hung = fakes[1].delay(Op::Release);
+    drop(guard);
+    hung.arrived();
+    let lines = lines_of_shutdown();
+    assert!(!locker.nodes().shutdown(Duration::ZERO));
+    let [line] = &lines.lock()[..] else {
+        panic!("{lines:?}")
+    };
+    let start = "fake-0, fake-1, fake-2: not ended at shutdown: thread redguard-1.";
+    assert!(line.starts_with(start), "{line}");
+    assert!(line.contains(" (fake-1)"), "{line}");
+    assert!(!line.contains("redguard-0"), "{line}");
+    assert!(!line.contains("redguard-2"), "{line}");
+    fakes[1].set_fault(Fault::None);
+    hung.go();
+    all_free(&fakes, "x");
+}
+
+#[test]
+fn callback_that_does_not_end_at_shutdown_is_named() {
+    let fakes = FakeNode::fakes(3);
+    let locker = connected_locker(&fakes, impatient).expect("a quorum is up");
+    let (begin, begun) = channel::<()>();
+    let (end, ended) = channel::<()>();
+    let ended = Mutex::new(ended);
+    let options = LockOptions::new(TTL).on_lost(move |_| {
+        _ = begin.send(());
+        _ = ended.lock().recv();
+    });
+    let guard = locker.acquire("x", &options).expect("free");
+    let lines = lines_of_shutdown();
+    // The guard is lost by the shutdown, so its callback runs.
+    assert!(!locker.nodes().shutdown(Duration::ZERO));
+    begun.recv().expect("the callback began");
+    let [line] = &lines.lock()[..] else {
+        panic!("{lines:?}")
+    };
+    let text = "not ended at shutdown: thread redguard-notify (a callback runs)";
+    assert!(line.ends_with(text), "{line}");
+    drop(end);
+    drop(guard);
+}
+
+#[test]
+fn acquire_that_is_pending_after_the_shutdown_is_named() {
+    let fakes = FakeNode::fakes(1);
+    let locker = connected_locker(&fakes, impatient).expect("it is up");
+    let (go, wait) = channel::<()>();
+    let (grant, granted) = channel::<()>();
+    thread::scope(|scope| {
+        let locker = &locker;
+        let asking = scope.spawn(move || {
+            // Stops the caller between the verdict and the guard.
+            on_log_line(move |line| {
+                if line.contains("Granted") {
+                    _ = grant.send(());
+                    _ = wait.recv();
+                }
+            });
+            locker.lock("x", TTL).map(drop)
+        });
+        granted.recv().expect("the node granted");
+        let lines = lines_of_shutdown();
+        assert!(!locker.nodes().shutdown(Duration::ZERO));
+        assert_eq!(
+            lines.lock()[..],
+            ["fake-0: not ended at shutdown: acquires of 1 key: \"x\""]
+        );
+        drop(go);
+        assert_eq!(asking.join().expect("no panic"), Err(Error::Closed));
+    });
+}
+
+#[test]
+fn shutdown_with_a_logger_that_panics_ends_all_threads() {
+    let fakes = FakeNode::fakes(1);
+    let locker = healthy(&fakes);
+    let guard = locker.lock("x", TTL).expect("free");
+    on_log_line(|line| assert!(!line.contains("shut down"), "as the test wants it"));
+    assert!(!locker.nodes().shutdown(Duration::ZERO), "a guard was left");
+    assert_eq!(guard.watch().loss_reason(), Some(LossReason::ShutDown));
+    assert!(
+        locker.nodes().shutdown(Duration::ZERO),
+        "all threads have ended"
+    );
+}
