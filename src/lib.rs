@@ -148,14 +148,19 @@ mod send_sync_tests {
     const fn assert_shared<T: Send + Sync + ?Sized>() {}
     const fn assert_unwind_safe<T: Send + Sync + UnwindSafe + RefUnwindSafe>() {}
 
-    /// Every public handle and guard moves to any thread, is used by several at once, and crosses
-    /// `catch_unwind`.
+    /// Every public type that has threads, callbacks or a lock behind it moves to any thread, is
+    /// used by several at once, and crosses `catch_unwind`.
     const _: () = {
         assert_shared::<dyn Locker>();
         assert_shared::<dyn RwLocker>();
         assert_shared::<dyn Semaphore>();
-        assert_shared::<Config>();
-        assert_shared::<LockOptions>();
+        assert_unwind_safe::<Config>();
+        assert_unwind_safe::<Credentials>();
+        assert_unwind_safe::<Endpoint>();
+        assert_unwind_safe::<RetryPolicy>();
+        assert_unwind_safe::<LockOptions>();
+        assert_unwind_safe::<LostLock>();
+        assert_unwind_safe::<EndangeredLock>();
         assert_unwind_safe::<Nodes>();
         assert_unwind_safe::<RedisLocker>();
         assert_unwind_safe::<RedisRwLocker>();
@@ -174,4 +179,13 @@ mod send_sync_tests {
     };
     #[cfg(feature = "testing")]
     const _: () = assert_unwind_safe::<FlakyLocker>();
+    #[cfg(feature = "tls")]
+    const _: () = assert_unwind_safe::<Tls>();
+
+    /// Compiled only: an acquire with borrowed options crosses `catch_unwind` as it is.
+    #[expect(dead_code, reason = "it is checked by the compiler")]
+    fn acquire_crosses_catch_unwind(locker: &RedisLocker, options: &LockOptions) {
+        let acquired = std::panic::catch_unwind(|| locker.acquire("k", options));
+        drop(acquired);
+    }
 }

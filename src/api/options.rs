@@ -5,6 +5,7 @@
 //! Tests: `plain_options.rs` (files of settings); each option in the file of its subject in
 //! `src/tests/engine/`.
 
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -62,6 +63,11 @@ pub(super) enum Wait {
     For(Duration),
     Until(Instant),
 }
+
+/// A panic cannot leave them inconsistent: an acquire does not change them, and a callback is only
+/// called where its panic is caught.
+impl UnwindSafe for LockOptions {}
+impl RefUnwindSafe for LockOptions {}
 
 impl LockOptions {
     /// Creates options for a lock that expires `ttl` after it was acquired, unless it is released

@@ -1,6 +1,7 @@
 //! `Config`: the nodes' addresses and all settings.
 
 use std::fmt;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,6 +61,11 @@ use crate::telemetry::observer::Observer;
 pub struct Config {
     settings: Settings,
 }
+
+/// A panic cannot leave it inconsistent: a connected configuration does not change, and its
+/// function and its observer are only called where their panic is caught.
+impl UnwindSafe for Config {}
+impl RefUnwindSafe for Config {}
 
 impl Config {
     /// Creates a configuration of these nodes, 1 to 64, with defaults for everything else. The

@@ -5,6 +5,7 @@
 //! Tests: `src/tests/engine/danger.rs`.
 
 use std::fmt;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -35,6 +36,11 @@ pub struct EndangeredLock {
     expiry: Instant,
     is_endangered: bool,
 }
+
+/// A panic cannot leave it inconsistent: no lock inside it is held across a callback or code of the
+/// caller.
+impl UnwindSafe for EndangeredLock {}
+impl RefUnwindSafe for EndangeredLock {}
 
 impl EndangeredLock {
     pub(crate) fn new(lease: &Arc<Lease>, expiry: Instant, is_endangered: bool) -> EndangeredLock {

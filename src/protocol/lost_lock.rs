@@ -5,6 +5,7 @@
 //! Tests: `src/tests/engine/loss.rs`.
 
 use std::fmt;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 
 use crate::error::loss_reason::LossReason;
@@ -31,6 +32,11 @@ use crate::time::clock;
 pub struct LostLock {
     pub(crate) lease: Arc<Lease>,
 }
+
+/// A panic cannot leave it inconsistent: no lock inside it is held across a callback or code of the
+/// caller.
+impl UnwindSafe for LostLock {}
+impl RefUnwindSafe for LostLock {}
 
 impl LostLock {
     #[cfg(feature = "testing")]
