@@ -2,7 +2,7 @@
 //!
 //! A watch never keeps a lock alive and never renews it.
 //!
-//! Tests: `src/tests/engine/loss.rs`, `danger.rs`.
+//! Tests: below (`Display`); `src/tests/engine/loss.rs`, `danger.rs`.
 
 use std::fmt;
 use std::panic::{RefUnwindSafe, UnwindSafe};
@@ -50,6 +50,18 @@ pub enum WatchOutcome {
     Safe,
     /// The lock is still held at the end of the wait.
     TimedOut,
+}
+
+impl fmt::Display for WatchOutcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            WatchOutcome::Lost => "lost",
+            WatchOutcome::Released => "released",
+            WatchOutcome::Endangered => "endangered",
+            WatchOutcome::Safe => "safe again",
+            WatchOutcome::TimedOut => "still held",
+        })
+    }
 }
 
 /// A view of a guard's lock for a monitor thread: whether the lock is held, and when it ends. A
@@ -194,5 +206,23 @@ impl fmt::Debug for LockWatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_struct("LockWatch");
         shown.field("lease", &self.lease).finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn watch_outcome_shown_is_the_state_of_the_lock() {
+        for (outcome, text) in [
+            (WatchOutcome::Lost, "lost"),
+            (WatchOutcome::Released, "released"),
+            (WatchOutcome::Endangered, "endangered"),
+            (WatchOutcome::Safe, "safe again"),
+            (WatchOutcome::TimedOut, "still held"),
+        ] {
+            assert_eq!(outcome.to_string(), text);
+        }
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! An observer is notified of an event and cannot influence it. A panic in a method is caught.
 //!
-//! Tests: `tests/it/nodes/observability.rs`.
+//! Tests: below (`Display`); `tests/it/nodes/observability.rs`.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -110,6 +111,17 @@ pub enum NodeReply {
     NoReply,
 }
 
+impl fmt::Display for NodeReply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            NodeReply::Done => "done",
+            NodeReply::Refused => "refused",
+            NodeReply::Error => "error",
+            NodeReply::NoReply => "no reply",
+        })
+    }
+}
+
 /// Calls the observer, if there is one. Catches its panic.
 pub(crate) fn notify(observer: Option<&Arc<dyn Observer>>, event: impl FnOnce(&dyn Observer)) {
     let Some(observer) = observer else {
@@ -131,6 +143,23 @@ impl Reply {
             Reply::Held(..) | Reply::Absent | Reply::OtherToken => NodeReply::Refused,
             Reply::PermitTaken(..) | Reply::PermitCountMismatch(_) => NodeReply::Refused,
             Reply::Failed(_) => NodeReply::Error,
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn node_reply_shown_is_its_kind() {
+        for (reply, text) in [
+            (NodeReply::Done, "done"),
+            (NodeReply::Refused, "refused"),
+            (NodeReply::Error, "error"),
+            (NodeReply::NoReply, "no reply"),
+        ] {
+            assert_eq!(reply.to_string(), text);
         }
     }
 }
