@@ -29,7 +29,7 @@ suite! {
     a_wait_that_is_cancelled_ends_and_others_go_on
     fencing_tokens_increase_and_come_only_if_asked_for
     no_two_holders_overlap
-    at_most_one_of_fifty_one_shot_contenders_wins
+    one_of_fifty_one_shot_contenders_wins
     every_way_out_of_a_scope_releases
     an_explicit_release_tells_that_it_worked
     an_extension_never_shortens
@@ -362,7 +362,19 @@ fn no_two_holders_overlap(rig: &Rig<Handle>) {
     assert_eq!((witness.entries(&key), witness.overlaps()), (200, 0));
 }
 
-fn at_most_one_of_fifty_one_shot_contenders_wins(rig: &Rig<Handle>) {
+fn one_of_fifty_one_shot_contenders_wins(rig: &Rig<Handle>) {
+    // On a busy machine no split vote may be settled within its 50 ms (L1), but not twice in a row.
+    let wins = winners_of_fifty(rig);
+    let wins = if wins == 0 {
+        winners_of_fifty(rig)
+    } else {
+        wins
+    };
+    assert_eq!(wins, 1);
+}
+
+/// Returns how many of 50 callers that ask for a free lock at the same moment acquire it.
+fn winners_of_fifty(rig: &Rig<Handle>) -> usize {
     let key = unique_key("fifty");
     let (start, done) = (Barrier::new(50), Barrier::new(50));
     let wins = AtomicUsize::new(0);
@@ -379,10 +391,8 @@ fn at_most_one_of_fifty_one_shot_contenders_wins(rig: &Rig<Handle>) {
             });
         }
     });
-    let wins = wins.into_inner();
-    // With one node down, two callers can split the two remaining grants, of which both are needed.
-    assert!(wins == 1 || (wins == 0 && !rig.whole), "{wins} winners");
     drop(acquire_lock(rig.one(), &key));
+    wins.into_inner()
 }
 
 fn every_way_out_of_a_scope_releases(rig: &Rig<Handle>) {

@@ -89,14 +89,21 @@ fn lock_is_renewed_for_ten_ttls_while_each_node_hangs_dies_and_comes_back() {
 fn dead_majority_loses_the_lock_and_releases_the_remaining_key() {
     let nodes = servers(3);
     let locker = connect(&nodes);
+    let rival = connect(&nodes);
     let key = unique_key("majority");
     let (guard, told) = keep(&locker, &nodes, &key);
+    assert!(rival.try_lock(&key, TTL).unwrap().is_none(), "two holders");
     let killed = now();
     nodes[..2].iter().for_each(Server::kill);
+    // One node is no quorum, neither before nor after the loss.
+    let is_unavailable = || rival.try_lock(&key, TTL).unwrap_err().is_unavailable();
+    assert!(is_unavailable());
     is_lost(&guard.watch(), &told);
     let took = killed.elapsed();
     assert!(took < BRIEF + BUSY, "{took:?}");
     assert!(guard.check().unwrap_err().is_lost());
+    nowhere(&nodes[2..], &key);
+    assert!(is_unavailable());
     nowhere(&nodes[2..], &key);
     assert!(guard.release().unwrap_err().is_lost());
 }

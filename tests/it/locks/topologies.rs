@@ -12,8 +12,6 @@ pub(crate) struct Rig<H> {
     pub(crate) handles: [H; 2],
     pub(crate) addresses: Vec<Endpoint>,
     pub(crate) servers: Vec<Server>,
-    /// Whether all nodes are healthy: then two contenders cannot both lose.
-    pub(crate) whole: bool,
 }
 
 /// Creates a handle for the nodes at these addresses, which run on these servers.
@@ -22,13 +20,13 @@ type Connect<H> = fn(&[Endpoint], &[Server]) -> H;
 impl<H: Clone> Rig<H> {
     pub(crate) fn redis(nodes: usize, connect: Connect<H>) -> Rig<H> {
         let servers = servers(nodes);
-        Rig::on(addresses(&servers), servers, true, connect)
+        Rig::on(addresses(&servers), servers, connect)
     }
 
     /// One node on a Unix socket.
     pub(crate) fn socket(connect: Connect<H>) -> Rig<H> {
         let (server, url) = on_socket("");
-        Rig::on(vec![url.into()], vec![server], true, connect)
+        Rig::on(vec![url.into()], vec![server], connect)
     }
 
     /// One node that is a cluster of three masters. The fixture does not depend on which of them
@@ -36,7 +34,7 @@ impl<H: Clone> Rig<H> {
     #[cfg(feature = "cluster")]
     pub(crate) fn cluster(connect: Connect<H>) -> Rig<H> {
         let cluster = Cluster::shared();
-        Rig::on(vec![cluster.endpoint()], Vec::new(), true, connect)
+        Rig::on(vec![cluster.endpoint()], Vec::new(), connect)
     }
 
     /// One node is dead before the handles connect.
@@ -45,14 +43,14 @@ impl<H: Clone> Rig<H> {
         let addresses = addresses(&servers);
         // Dropped, because a killed server in a static would leave its files behind.
         drop(servers.remove(0));
-        Rig::on(addresses, servers, false, connect)
+        Rig::on(addresses, servers, connect)
     }
 
     /// One node hangs after both handles have connected.
     pub(crate) fn one_hung(connect: Connect<H>) -> Rig<H> {
         let servers = servers(3);
         let addresses = addresses(&servers);
-        let rig = Rig::on(addresses, servers, false, connect);
+        let rig = Rig::on(addresses, servers, connect);
         rig.servers[1].stop().unwrap();
         rig
     }
@@ -63,21 +61,14 @@ impl<H: Clone> Rig<H> {
             handles: [handle.clone(), handle],
             addresses: Vec::new(),
             servers: Vec::new(),
-            whole: true,
         }
     }
 
-    fn on(
-        addresses: Vec<Endpoint>,
-        servers: Vec<Server>,
-        whole: bool,
-        connect: Connect<H>,
-    ) -> Rig<H> {
+    fn on(addresses: Vec<Endpoint>, servers: Vec<Server>, connect: Connect<H>) -> Rig<H> {
         Rig {
             handles: [(); 2].map(|()| connect(&addresses, &servers)),
             addresses,
             servers,
-            whole,
         }
     }
 }
