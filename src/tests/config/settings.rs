@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use crate::config::builder::Config;
 use crate::config::credentials::Credentials;
+use crate::config::on_drop::OnDrop;
 use crate::config::settings::MAX_TIMEOUT;
 use crate::error::error::Error;
 use crate::protocol::retry::RetryPolicy;
@@ -53,6 +54,62 @@ fn invalid_config_names_the_values() {
         assert!(error.contains(words), "{error}");
     }
     assert!(config().validate().is_ok());
+}
+
+/// The README's rows of defaults, each with the settings that it names.
+#[test]
+fn settings_left_out_have_the_defaults_of_the_readme() {
+    let (ms, secs) = (Duration::from_millis, Duration::from_secs);
+    let s = config().validate().expect("good settings");
+    let label = s.owner_label.as_ref().expect("a default label");
+    let is_of_this_process = label.ends_with(&format!("/{}", std::process::id()));
+    let retry = &s.retry;
+    let rows = [
+        (
+            "| `node_timeout`, `connect_timeout` | 200 ms, 1 s |",
+            (s.node_timeout, s.connect_timeout) == (ms(200), secs(1)),
+        ),
+        ("| `min_validity` | 0.5 |", s.min_validity == 0.5),
+        (
+            "| `retry.max_attempts`, `max_wait` | none |",
+            (retry.max_attempts, retry.max_wait) == (None, None),
+        ),
+        (
+            "| `retry.max_outage` | 10 s |",
+            retry.max_outage == secs(10),
+        ),
+        (
+            "| `retry.initial_delay`, `max_delay`, `jitter` | 100 ms, 2 s, 1.0 |",
+            (retry.initial_delay, retry.max_delay, retry.jitter) == (ms(100), secs(2), 1.0),
+        ),
+        (
+            "| `circuit_breaker` | 5 rounds, 60 s |",
+            (s.breaker_threshold, s.breaker_open_for) == (5, secs(60)),
+        ),
+        ("| `on_drop` | `Wait` |", s.on_drop == OnDrop::Wait),
+        (
+            "| `pool_size`; `key_prefix`; `owner_label` | 1; `redguard:`; `HOST/PID` |",
+            (s.pool_size, &*s.key_prefix) == (1, "redguard:") && is_of_this_process,
+        ),
+    ];
+    let readme = include_str!("../../../README.md");
+    for (row, is_default) in rows {
+        assert!(is_default, "the default is not that of: {row}");
+        let lines = readme.lines().filter(|line| line.starts_with(row));
+        assert_eq!(lines.count(), 1, "not in the README: {row}");
+    }
+}
+
+#[test]
+fn settings_without_a_row_in_the_readme_are_off() {
+    let s = config().validate().expect("good settings");
+    assert_eq!((s.username, s.password, s.db), (None, None, None));
+    assert!(s.credentials.is_none() && s.observer.is_none());
+    #[cfg(feature = "tls")]
+    assert!(s.tls.is_none());
+    assert!(!s.allow_degraded && !s.reject_evicting_servers && !s.no_owner_label);
+    assert_eq!(s.restart_quarantine, None);
+    assert_eq!(s.max_split, Duration::from_millis(50));
 }
 
 fn duration() -> impl Strategy<Value = Duration> {

@@ -7,9 +7,11 @@ use crate::api::locker::Locker;
 use crate::config::on_drop::OnDrop;
 use crate::error::error::Error;
 use crate::error::loss_reason::LossReason;
+use crate::error::node_failure::NodeFailure;
+use crate::error::operation::Operation;
 use crate::protocol::request::Op;
 use crate::tests::engine::setup::{
-    SHORT, TTL, all_free, attempts, delay_acquires, healthy, holders, impatient,
+    SHORT, TTL, all_free, attempts, delay_acquires, healthy, holders, impatient, set_faults,
 };
 use crate::tests::fake_node::node::{FakeNode, Fault, connected_locker, eventually, on_log_line};
 use crate::time::clock;
@@ -130,6 +132,48 @@ fn release_with_an_error_reply_stays_pending() {
     let error = guard.release().expect_err("it cannot delete now");
     assert!(error.to_string().contains("MISCONF"), "{error}");
     fakes[0].set_fault(Fault::None);
+    all_free(&fakes, "x");
+}
+
+#[test]
+fn release_that_fails_on_three_of_five_nodes_names_the_cause_of_each() {
+    let fakes = FakeNode::fakes(5);
+    let locker = connected_locker(&fakes, impatient).expect("all are up");
+    let guard = locker.lock("x", TTL).expect("free");
+    eventually("all have it", || holders(&fakes, "x") == 5);
+    let hung = fakes[4].delay(Op::Release);
+    fakes[0].set_fault(Fault::Fails(Op::Release));
+    fakes[2].set_fault(Fault::Down);
+    eventually("it is noticed", || locker.nodes().engine().nodes_up() == 4);
+    let error = guard.release().expect_err("two of five");
+    let Error::InsufficientQuorum {
+        operation,
+        needed,
+        total,
+        causes,
+        ..
+    } = error
+    else {
+        panic!("{error}")
+    };
+    assert_eq!((operation, needed, total), (Operation::Release, 3, 5));
+    let [refused, down, silent] = &causes[..] else {
+        panic!("{causes:?}")
+    };
+    let named = [refused, down, silent].map(|cause| &*cause.node);
+    assert_eq!(named, ["fake-0", "fake-2", "fake-4"]);
+    assert!(
+        matches!(&refused.failure, NodeFailure::ServerError(words) if words.starts_with("MISCONF")),
+        "{refused:?}"
+    );
+    assert_eq!(down.failure, NodeFailure::Unreachable("down".into()));
+    assert_eq!(silent.failure, NodeFailure::TimedOut);
+    for deleted in [1, 3] {
+        assert_eq!(fakes[deleted].token("x"), None, "node {deleted}");
+    }
+    // The releases stay pending.
+    set_faults(&fakes, &Fault::None);
+    hung.go();
     all_free(&fakes, "x");
 }
 

@@ -13,7 +13,7 @@ use crate::api::nodes::Nodes;
 use crate::api::options::LockOptions;
 use crate::api::redis_locker::RedisLocker;
 use crate::api::rw_locker::{RedisRwLocker, RwLocker};
-use crate::api::watch::WatchOutcome;
+use crate::api::watch::{LockWatch, WatchOutcome};
 use crate::background::renewal::queue::RenewalResults;
 use crate::background::renewal::service::RenewalService;
 use crate::config::on_drop::OnDrop;
@@ -624,6 +624,49 @@ fn many_leases_are_renewed_together_and_none_is_lost() {
     drop(guards);
     assert_eq!(renewing(locker.nodes()), 0);
     assert_eq!(notified.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn pairs_of_many_threads_leave_no_renewal_registered() {
+    const THREADS: usize = 16;
+    const PAIRS: usize = 2_000;
+    let fakes = FakeNode::fakes(1);
+    let locker = healthy(&fakes);
+    let end = clock::now() + Duration::from_millis(700);
+    thread::scope(|scope| {
+        for n in 0..THREADS {
+            let locker = &locker;
+            scope.spawn(move || {
+                // Two threads share a key.
+                let key = (n / 2).to_string();
+                for _ in 0..PAIRS {
+                    let guard = locker.acquire(&key, &renewed(LONG)).expect("free soon");
+                    guard.release().expect("ours");
+                    if clock::now() > end {
+                        break;
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(renewing(locker.nodes()), 0);
+}
+
+#[test]
+fn lock_is_not_held_while_its_loss_is_reported() {
+    let fakes = FakeNode::fakes(3);
+    let locker = with_short_validity(&fakes);
+    let (sender, watches) = mpsc::channel::<LockWatch>();
+    let watches = parking_lot::Mutex::new(watches);
+    let (options, notified) = setup::counted(LockOptions::new(BRIEF), move |lost| {
+        let watch = watches.lock().recv_timeout(LIMIT).expect("a watch");
+        assert!(!watch.is_held() && watch.remaining().is_zero());
+        assert_eq!(watch.loss_reason(), Some(lost.reason()));
+    });
+    let guard = locker.acquire("x", &options).expect("free");
+    sender.send(guard.watch()).expect("the callback waits");
+    // A panic of the callback is caught, so that it would count nothing.
+    eventually("it is reported", || notified.load(Ordering::SeqCst) == 1);
 }
 
 #[test]

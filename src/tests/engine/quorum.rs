@@ -1,18 +1,34 @@
 //! Quorum and connections over fake nodes: which nodes vote, which are suspect, and the result of
 //! an acquire (S1).
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use crate::api::locker::Locker;
 use crate::api::options::LockOptions;
+use crate::config::builder::Config;
 use crate::error::error::Error;
 use crate::error::node_failure::NodeFailure;
+use crate::error::operation::Operation;
 use crate::protocol::request::Op;
 use crate::protocol::retry::RetryPolicy;
-use crate::tests::engine::setup::{SHORT, TTL, all_free, attempts, healthy, impatient};
-use crate::tests::fake_node::node::{FakeNode, Fault, connected_locker, eventually};
+use crate::tests::engine::setup::{
+    SHORT, TTL, all_free, healthy, impatient, set_faults, slow_retries_at_most,
+};
+use crate::tests::fake_node::node::{
+    FakeNode, Fault, assert_no_timeout_elapsed, connected_locker, eventually, on_log_line,
+};
 use crate::time::clock;
+
+/// Counts the lines of this thread for which `is_counted` returns true.
+fn count_lines(is_counted: impl Fn(&str) -> bool + 'static) -> Arc<AtomicUsize> {
+    let counted = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&counted);
+    on_log_line(move |line| _ = count.fetch_add(usize::from(is_counted(line)), Ordering::SeqCst));
+    counted
+}
 
 #[test]
 fn clients_that_reach_different_nodes_do_not_both_acquire() {
@@ -186,15 +202,77 @@ fn refusals_and_outages_return_different_errors() {
 
 #[test]
 fn last_attempt_is_counted_and_followed_by_no_delay() {
-    let fakes = FakeNode::fakes(1);
-    fakes[0].set_fault(Fault::Refuses);
-    let locker = connected_locker(&fakes, |config| attempts(config, 4)).expect("it is up");
-    let error = locker.lock("x", TTL).expect_err("refused");
+    let between = Duration::from_millis(300);
+    let twice = |config: Config| {
+        config.retry(RetryPolicy {
+            max_attempts: Some(2),
+            initial_delay: between,
+            max_delay: between,
+            jitter: 0.0,
+            ..RetryPolicy::default()
+        })
+    };
+    let (fakes, others) = (FakeNode::fakes(1), FakeNode::fakes(1));
+    set_faults(&fakes, &Fault::Refuses);
+    set_faults(&others, &Fault::Refuses);
+    let once = connected_locker(&fakes, |config| slow_retries_at_most(config, 1));
+    let twice = connected_locker(&others, twice);
+    for (locker, node, max, least) in [
+        (once, &fakes[0], 1, Duration::ZERO),
+        (twice, &others[0], 2, between),
+    ] {
+        let delays = count_lines(|line| line.contains("next after"));
+        let began = clock::now();
+        let error = locker.expect("it is up").lock("x", TTL);
+        // A delay after the only attempt takes 300 s.
+        assert_no_timeout_elapsed(began);
+        assert!(clock::now() - began >= least);
+        assert!(
+            matches!(error, Err(Error::Contended { attempts, .. }) if attempts == max),
+            "{error:?}"
+        );
+        assert_eq!(node.count(Op::Acquire), max as usize);
+        assert_eq!(delays.load(Ordering::SeqCst), max as usize - 1);
+    }
+}
+
+#[test]
+fn outage_of_all_nodes_ends_after_the_attempts_with_a_cause_of_each_node() {
+    let fakes = FakeNode::fakes(3);
+    let locker = connected_locker(&fakes, |config| {
+        config.retry(RetryPolicy {
+            max_attempts: Some(4),
+            max_outage: Duration::from_secs(300),
+            initial_delay: Duration::from_millis(1),
+            max_delay: Duration::from_millis(1),
+            ..RetryPolicy::default()
+        })
+    });
+    let locker = locker.expect("all are up");
+    set_faults(&fakes, &Fault::Down);
+    eventually("it is noticed", || locker.nodes().engine().nodes_up() == 0);
+    let rounds = count_lines(|line| line.starts_with("\"x\": acquire: "));
+    let error = locker.lock("x", TTL).expect_err("all are down");
+    let Error::InsufficientQuorum {
+        operation,
+        needed,
+        reachable,
+        total,
+        causes,
+    } = error
+    else {
+        panic!("{error}")
+    };
+    assert_eq!(operation, Operation::Acquire);
+    assert_eq!((needed, reachable, total), (2, 0, 3));
+    let named: Vec<&str> = causes.iter().map(|cause| &*cause.node).collect();
+    assert_eq!(named, ["fake-0", "fake-1", "fake-2"]);
+    let down = NodeFailure::Unreachable("down".into());
     assert!(
-        matches!(error, Error::Contended { attempts: 4, .. }),
-        "{error}"
+        causes.iter().all(|cause| cause.failure == down),
+        "{causes:?}"
     );
-    assert_eq!(fakes[0].count(Op::Acquire), 4);
+    assert_eq!(rounds.load(Ordering::SeqCst), 4);
 }
 
 #[test]
@@ -339,6 +417,23 @@ fn locally_held_key_causes_no_request() {
     assert_eq!(fakes[0].count(Op::Acquire), 1);
     drop(guard);
     assert!(locker.try_lock("x", TTL).expect("no error").is_some());
+}
+
+#[test]
+fn acquire_of_a_free_lock_locks_the_lock_table_twice_and_its_release_too() {
+    let fakes = FakeNode::fakes(3);
+    let locker = healthy(&fakes);
+    let table = &locker.nodes().engine().lock_table;
+    let began = table.state.lock_count();
+    let guard = locker.lock("x", TTL).expect("free");
+    let held = table.state.lock_count();
+    guard.release().expect("ours");
+    let ended = table.state.lock_count();
+    // For the entry, and for the lease in it.
+    let per_acquire = held - began;
+    // To look for a waiter to hand off to, and to end the hold.
+    let per_release = ended - held;
+    assert_eq!((per_acquire, per_release), (2, 2));
 }
 
 #[test]

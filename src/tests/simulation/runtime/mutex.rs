@@ -6,13 +6,14 @@
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::panic::Location;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use crate::tests::simulation::runtime::context;
 use crate::tests::simulation::runtime::fiber::{Resource, Woken};
 
 #[derive(Default)]
-pub(crate) struct Mutex<T>(parking_lot::Mutex<T>);
+pub(crate) struct Mutex<T>(parking_lot::Mutex<T>, AtomicUsize);
 
 /// A locked mutex. `guard` is `None` only while the mutex is unlocked for a wait.
 pub(crate) struct MutexGuard<'a, T> {
@@ -29,11 +30,17 @@ pub(crate) struct WaitTimeoutResult(bool);
 
 impl<T> Mutex<T> {
     pub(crate) const fn new(value: T) -> Mutex<T> {
-        Mutex(parking_lot::Mutex::new(value))
+        Mutex(parking_lot::Mutex::new(value), AtomicUsize::new(0))
+    }
+
+    /// Returns how often the mutex was locked by [`lock`](Mutex::lock).
+    pub(crate) fn lock_count(&self) -> usize {
+        self.1.load(Ordering::Relaxed)
     }
 
     #[track_caller]
     pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+        self.1.fetch_add(1, Ordering::Relaxed);
         MutexGuard {
             mutex: self,
             guard: Some(self.lock_inner(Location::caller())),
