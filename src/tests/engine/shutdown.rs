@@ -1,6 +1,7 @@
 //! Shutdown over fake nodes: waits, pending acquires and held locks.
 
 use std::sync::Arc;
+use std::sync::mpsc;
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
@@ -14,7 +15,8 @@ use crate::config::on_drop::OnDrop;
 use crate::error::error::Error;
 use crate::error::loss_reason::LossReason;
 use crate::protocol::request::Op;
-use crate::tests::engine::setup::{TTL, all_free, healthy, holders, impatient};
+use crate::telemetry::observer::Observer;
+use crate::tests::engine::setup::{SHORT, TTL, all_free, healthy, holders, impatient};
 use crate::tests::fake_node::node::{FakeNode, Fault, connected_locker, eventually, on_log_line};
 use crate::time::clock;
 
@@ -198,6 +200,38 @@ fn callback_that_does_not_end_at_shutdown_is_named() {
     assert!(line.ends_with(text), "{line}");
     drop(end);
     drop(guard);
+}
+
+/// Blocks the renewal thread.
+struct StopsRenewals(mpsc::Sender<()>, Mutex<mpsc::Receiver<()>>);
+
+impl Observer for StopsRenewals {
+    fn renewed(&self, _: &str) {
+        _ = self.0.send(());
+        _ = self.1.lock().recv();
+    }
+}
+
+#[test]
+fn renewal_that_does_not_end_at_shutdown_is_named() {
+    let fakes = FakeNode::fakes(1);
+    let (begin, begun) = channel::<()>();
+    let (end, ended) = channel::<()>();
+    let observer = Arc::new(StopsRenewals(begin, Mutex::new(ended)));
+    let adjust = |config: Config| impatient(config).observer(observer);
+    let locker = connected_locker(&fakes, adjust).expect("it is up");
+    let options = LockOptions::new(2 * SHORT).auto_renew(true);
+    let guard = locker.acquire("x", &options).expect("free");
+    begun.recv().expect("a renewal");
+    drop(guard);
+    let lines = lines_of_shutdown();
+    assert!(!locker.nodes().shutdown(Duration::ZERO));
+    let [line] = &lines.lock()[..] else {
+        panic!("{lines:?}")
+    };
+    let text = "fake-0: not ended at shutdown: thread redguard-renewal";
+    assert_eq!(line, text);
+    drop(end);
 }
 
 #[test]
