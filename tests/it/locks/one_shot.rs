@@ -91,8 +91,12 @@ fn callers_of_every_kind_that_try_once_have_one_winner() {
     }
     // The remaining nodes are a quorum.
     five[0].stop().unwrap();
+    let winners = || winners(&nodes, 1, &unique_key("once"), exclusive);
     for _ in 0..10 {
-        let key = unique_key("once");
-        assert_eq!(winners(&nodes, 1, &key, exclusive), 1, "one node hung");
+        // On a busy machine no split vote may be settled within its 50 ms (L1), but not twice in a
+        // row.
+        let wins = winners();
+        let wins = if wins == 0 { winners() } else { wins };
+        assert_eq!(wins, 1, "one node hung");
     }
 }
