@@ -44,7 +44,8 @@ for i = 4, #ARGV do
   entries[2 * i - 7], entries[2 * i - 6] = expires_at, ARGV[i]
 end
 redis.call('ZADD', set, unpack(entries))
-redis.call('ZREMRANGEBYSCORE', set, '-inf', string.format('(%d', now))
+-- A set that was absent has no expired readers.
+if left ~= -2 then redis.call('ZREMRANGEBYSCORE', set, '-inf', string.format('(%d', now)) end
 -- The set ends a second after its last entry. A set without an expiry keeps none while it holds a
 -- foreign entry.
 local count = #ARGV - 3
