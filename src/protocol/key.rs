@@ -2,7 +2,7 @@
 //! section 8).
 
 use std::fmt;
-use std::hash::{Hash, Hasher};
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use crate::error::error::Error;
@@ -97,6 +97,11 @@ impl Key {
     /// Returns the key prefix.
     pub(crate) fn prefix(&self) -> &str {
         &self.text[..self.text.len() - usize::from(self.name_length)]
+    }
+
+    /// Returns a hash of the key, the same for equal keys within a process.
+    pub(crate) fn to_hash(&self) -> u64 {
+        BuildHasherDefault::<DefaultHasher>::default().hash_one(self)
     }
 
     /// Returns the key of an exclusive lock on the nodes.

@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::hash::{BuildHasherDefault, DefaultHasher, Hash, Hasher};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -117,11 +117,7 @@ impl TokenSet {
 /// other keys share a batch.
 fn order_id(lease: &Lease) -> u64 {
     match lease.token().id() {
-        0 => {
-            let mut hasher = DefaultHasher::new();
-            lease.key().as_str().hash(&mut hasher);
-            hasher.finish()
-        }
+        0 => lease.key().to_hash(),
         id => id,
     }
 }

@@ -6,7 +6,6 @@
 //!
 //! Tests: `src/tests/transport/connection.rs`; `src/tests/engine/quorum.rs`, `pending.rs`.
 
-use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -124,9 +123,6 @@ impl<'a> KeyConnections<'a> {
 pub(super) fn connection_index(key: &Key, pool_size: usize) -> usize {
     match pool_size {
         1 => 0,
-        _ => {
-            let hasher = BuildHasherDefault::<DefaultHasher>::default();
-            (hasher.hash_one(key) % pool_size as u64) as usize
-        }
+        _ => (key.to_hash() % pool_size as u64) as usize,
     }
 }
