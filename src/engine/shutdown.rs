@@ -28,9 +28,6 @@ const NOTIFIER_GRACE: Duration = Duration::from_millis(20);
 /// The log line names at most this many keys of pending acquires.
 const MAX_NAMED_KEYS: usize = 8;
 
-/// The log context of a panic of the logger.
-const CONTEXT: &str = "shutdown";
-
 impl Engine {
     /// Shuts down: closes the lock table, waits for guards, and ends the threads.
     ///
@@ -52,7 +49,7 @@ impl Engine {
                 self.nodes.counters().lost(lease.key().name());
                 self.loss_handler.notifier().recheck(lease);
                 let keys = lease.keys();
-                threads::catch(CONTEXT, || {
+                threads::log(|| {
                     warn!("{keys}: lock lost: shut down, left to its TTL");
                 });
             }
@@ -67,7 +64,7 @@ impl Engine {
     fn end_threads(&self, pending: &[Key]) -> bool {
         let threads = self.stop_threads();
         if !threads.is_empty() || !pending.is_empty() {
-            threads::catch(CONTEXT, || {
+            threads::log(|| {
                 let nodes = self.nodes.names().join(", ");
                 let left = describe_left(&threads, pending);
                 warn!("{nodes}: not ended at shutdown: {left}");
