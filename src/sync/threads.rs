@@ -4,7 +4,9 @@
 //! [`catch`] never reaches the caller.
 
 use std::any::Any;
+use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::OnceLock;
 #[cfg(not(all(test, not(loom))))]
 use std::thread;
 use std::time::Instant;
@@ -189,6 +191,20 @@ pub(crate) fn process_id() -> u32 {
         return id;
     }
     std::process::id()
+}
+
+/// Returns the number of processors that this process may use; 1 if it is unknown. In the simulator
+/// 2, so that a seed gives the same history on all machines.
+pub(crate) fn cores() -> u32 {
+    static CORES: OnceLock<u32> = OnceLock::new();
+    #[cfg(all(test, not(loom)))]
+    if context::process_id().is_some() {
+        return 2;
+    }
+    *CORES.get_or_init(|| {
+        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+        u32::try_from(cores).unwrap_or(u32::MAX)
+    })
 }
 
 #[cfg(all(test, not(loom)))]

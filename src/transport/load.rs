@@ -6,6 +6,7 @@
 use std::time::{Duration, Instant};
 
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use crate::sync::threads;
 use crate::time::clock;
 
 /// Counts the callers that have a round in progress.
@@ -68,7 +69,17 @@ impl CallerGuard<'_> {
     /// Returns whether the caller sends directly on connections whose queue is empty: it is the
     /// only one, and rounds are short enough to poll for the replies.
     pub(super) fn uses_direct_send(&self, rtt: &RttEstimate, now: Instant) -> bool {
-        self.is_only_caller && rtt.spin_deadline(now).is_some()
+        self.is_only_caller && rtt.spin_deadline(now, 0).is_some()
+    }
+
+    /// Returns the number of active callers per core.
+    pub(super) fn callers_per_core(&self) -> u32 {
+        let count = self.callers.map_or(0, |c| c.count.load(Ordering::Relaxed));
+        match u32::try_from(count) {
+            Ok(0 | 1) => 0, // the usual case, without the division
+            Ok(count) => count / threads::cores(),
+            Err(_) => u32::MAX / threads::cores(),
+        }
     }
 }
 
@@ -89,10 +100,23 @@ impl RttEstimate {
     const SPIN_THRESHOLD: Duration = Duration::from_micros(500);
     /// How long a caller yields the processor before it sleeps.
     const SPIN_TIME: Duration = Duration::from_micros(200);
+    /// The processor time of one caller's part in a round. The active callers of a core make a
+    /// round longer by that much each, and a yield then runs another caller, which costs less than
+    /// to sleep and be woken. So the two times above grow with them.
+    const TIME_PER_CALLER: Duration = Duration::from_micros(8);
+    /// The number of callers per core from which these times grow no further.
+    const MAX_CALLERS: u32 = 500;
 
     /// Returns until when a caller that begins to wait now yields. `None` if it sleeps at once.
-    pub(super) fn spin_deadline(&self, now: Instant) -> Option<Instant> {
-        (self.average() < RttEstimate::SPIN_THRESHOLD).then(|| now + RttEstimate::SPIN_TIME)
+    pub(super) fn spin_deadline(&self, now: Instant, callers_per_core: u32) -> Option<Instant> {
+        let delay = RttEstimate::delay_by(callers_per_core);
+        let threshold = RttEstimate::SPIN_THRESHOLD + 2 * delay;
+        (self.average() < threshold).then(|| now + RttEstimate::SPIN_TIME + delay)
+    }
+
+    /// Returns how long the other callers on a core delay one caller.
+    fn delay_by(callers_per_core: u32) -> Duration {
+        callers_per_core.min(RttEstimate::MAX_CALLERS) * RttEstimate::TIME_PER_CALLER
     }
 
     /// Returns the duration of a typical round, at least [`SPIN_TIME`](RttEstimate::SPIN_TIME).
@@ -105,11 +129,13 @@ impl RttEstimate {
     }
 
     /// Adds the duration of a round to the average, with a weight of one eighth.
-    pub(crate) fn record(&self, took: Duration) {
+    pub(crate) fn record(&self, took: Duration, callers_per_core: u32) {
         let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let average = self.0.load(Ordering::Relaxed);
         // Capped, because a round that timed out says little about the next one.
-        let took = took.min(4 * RttEstimate::SPIN_THRESHOLD.as_micros() as u64);
+        let delay = RttEstimate::delay_by(callers_per_core);
+        let most = 4 * (RttEstimate::SPIN_THRESHOLD + delay);
+        let took = took.min(most.as_micros() as u64);
         self.0
             .store(average - average / 8 + took / 8, Ordering::Relaxed);
     }
@@ -155,15 +181,41 @@ mod tests {
     #[test]
     fn rtt_estimate_of_slow_rounds_ends_spinning_until_rounds_are_short() {
         let (rtt, now) = (RttEstimate::default(), clock::now());
-        assert_eq!(rtt.spin_deadline(now), Some(now + RttEstimate::SPIN_TIME));
+        assert_eq!(
+            rtt.spin_deadline(now, 0),
+            Some(now + RttEstimate::SPIN_TIME)
+        );
         assert_eq!(rtt.typical_round(), RttEstimate::SPIN_TIME);
-        (0..100).for_each(|_| rtt.record(Duration::from_secs(60)));
-        assert!(rtt.spin_deadline(now).is_none());
+        (0..100).for_each(|_| rtt.record(Duration::from_secs(60), 0));
+        assert!(rtt.spin_deadline(now, 0).is_none());
         assert!(
             rtt.typical_round() <= 4 * RttEstimate::SPIN_THRESHOLD,
             "capped"
         );
-        (0..100).for_each(|_| rtt.record(Duration::from_micros(10)));
-        assert!(rtt.spin_deadline(now).is_some());
+        (0..100).for_each(|_| rtt.record(Duration::from_micros(10), 0));
+        assert!(rtt.spin_deadline(now, 0).is_some());
+    }
+
+    #[test]
+    fn caller_among_many_yields_for_longer() {
+        let (callers, rtt, now) = (
+            ActiveCallers::default(),
+            RttEstimate::default(),
+            clock::now(),
+        );
+        let alone = callers.join(now);
+        assert_eq!(alone.callers_per_core(), 0);
+        let _others: Vec<_> = (0..199).map(|_| callers.join(now)).collect();
+        let per_core = alone.callers_per_core();
+        assert_eq!(per_core, 200 / threads::cores());
+        // A round that is too long for one caller, and usual among many.
+        (0..100).for_each(|_| rtt.record(Duration::from_millis(1), per_core));
+        assert!(rtt.spin_deadline(now, 0).is_none());
+        let end = rtt.spin_deadline(now, per_core);
+        assert!(end > Some(now + RttEstimate::SPIN_TIME));
+        (0..100).for_each(|_| rtt.record(Duration::from_secs(60), per_core));
+        assert!(rtt.spin_deadline(now, per_core).is_none());
+        let most = rtt.spin_deadline(now, u32::MAX);
+        assert!(most.is_some_and(|end| end < now + Duration::from_millis(5)));
     }
 }

@@ -192,7 +192,7 @@ impl<'a> Round<'a> {
         }
         let start = clock::now();
         let end = start + PREFERRED_NODE_ROUNDS * self.rtt.typical_round();
-        let ended = self.collect_replies(1, self.rtt.spin_deadline(start), Some(end));
+        let ended = self.collect_replies(1, self.spin_deadline(start), Some(end));
         let is_over = self.tally.refused().contains(node) || ended == WaitEnd::Cancelled;
         self.sent = clock::now(); // for the other nodes
         is_over.then_some(ended)
@@ -219,15 +219,20 @@ impl<'a> Round<'a> {
     /// round. Adds the duration to the estimate of a typical round.
     pub(crate) fn decide(&mut self, deadline: Deadline) -> WaitEnd {
         let start = clock::now();
-        let spin_until = self.rtt.spin_deadline(start);
+        let spin_until = self.spin_deadline(start);
         let mut ended = WaitEnd::Complete;
         while self.tally.verdict().is_none() && ended == WaitEnd::Complete {
             let wanted = self.tally.min_votes_to_decide();
             ended = self.collect_replies(wanted, spin_until, deadline.end());
         }
-        self.rtt
-            .record(clock::now().saturating_duration_since(start));
+        let took = clock::now().saturating_duration_since(start);
+        self.rtt.record(took, self.caller.callers_per_core());
         ended
+    }
+
+    /// Returns until when the caller yields, if it begins to wait now. `None` if it sleeps at once.
+    fn spin_deadline(&self, now: Instant) -> Option<Instant> {
+        self.rtt.spin_deadline(now, self.caller.callers_per_core())
     }
 
     /// Collects replies while `lacks` returns `true` for the votes. Blocks at most until `end` or a
@@ -237,7 +242,7 @@ impl<'a> Round<'a> {
         lacks: impl Fn(&Tally) -> bool,
         end: Option<Instant>,
     ) -> WaitEnd {
-        let spin_until = self.rtt.spin_deadline(clock::now());
+        let spin_until = self.spin_deadline(clock::now());
         let mut ended = WaitEnd::Complete;
         while lacks(&self.tally) && ended == WaitEnd::Complete {
             ended = self.collect_replies(1, spin_until, end);
