@@ -24,8 +24,9 @@ impl<T> TimerQueue<T> {
 
     /// Inserts an item, replacing an item of the same id.
     pub(crate) fn insert(&mut self, id: u64, due: Instant, item: T) {
-        self.remove(id);
-        self.deadline_of.insert(id, due);
+        if let Some(former) = self.deadline_of.insert(id, due) {
+            self.by_time.remove(&(former, id));
+        }
         self.by_time.insert((due, id), item);
     }
 

@@ -341,6 +341,9 @@ impl NodeGroup {
         nodes: NodeSet,
         sink: Option<&Arc<dyn ReplySink>>,
     ) {
+        if nodes.len() == 0 {
+            return; // nearly always for a restored key
+        }
         let now = clock::now();
         let caller = self.active_callers.uncounted(now);
         let reply = sink.map(|sink| (Arc::clone(sink), 0));

@@ -7,7 +7,7 @@
 //!   makes it held again (S5, S7).
 //! - A key is restored only after a quorum has confirmed the lease ([`Restoration`], S5). A reply
 //!   after the verdict may report a lost key, too, so a confirmed renewal is kept until
-//!   `node_timeout` has passed.
+//!   all nodes have replied or `node_timeout` has passed.
 //! - A panic ends neither the thread nor a renewal.
 //!
 //! Tests: `src/tests/engine/loss.rs`; `src/tests/engine/late_replies.rs` (restored keys).
@@ -72,6 +72,7 @@ struct InFlightRenewal {
 /// A renewal that a quorum has confirmed while replies were missing.
 struct ConfirmedRenewal {
     entry: RenewalEntry,
+    tally: Tally,
     restoration: Restoration,
     /// When late replies are no longer counted.
     end: Instant,
@@ -172,20 +173,23 @@ impl RenewalWorker {
     /// holders has lost the lock, and is to check.
     fn count_reply(&mut self, round: u32, node: usize, reply: Reply) {
         let (is_absent, is_other) = (reply == Reply::Absent, reply == Reply::OtherToken);
-        let (entry, restoration) = if let Some(renewal) = self.in_flight.get_mut(&round) {
-            renewal.tally.vote(node, reply::vote_of(reply));
-            (&renewal.entry, &mut renewal.restoration)
-        } else if let Some(renewal) = self.confirmed.get_mut(&round) {
-            (&renewal.entry, &mut renewal.restoration)
+        let (entry, tally, restoration) = if let Some(r) = self.in_flight.get_mut(&round) {
+            (&r.entry, &mut r.tally, &mut r.restoration)
+        } else if let Some(r) = self.confirmed.get_mut(&round) {
+            (&r.entry, &mut r.tally, &mut r.restoration)
         } else {
             return; // the renewal failed, or its wait has ended
         };
+        tally.vote(node, reply::vote_of(reply));
         if is_absent && restoration.record_absent(node) {
             let (ttl, nodes) = (entry.ttl.millis(), NodeSet::single(node));
             self.nodes.restore(&entry.lease, ttl, nodes);
         }
         if is_other && entry.lease.begin_notice() {
             self.nodes.notify_holders(entry.lease.keys());
+        }
+        if tally.is_complete() {
+            self.confirmed.remove(&round);
         }
     }
 
@@ -327,6 +331,7 @@ impl RenewalWorker {
                 if !tally.is_complete() {
                     let confirmed = ConfirmedRenewal {
                         entry: entry.clone(),
+                        tally,
                         restoration,
                         end: start + self.node_timeout,
                     };
