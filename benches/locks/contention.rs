@@ -11,7 +11,7 @@ use crate::Result;
 use crate::clients;
 use crate::format::word;
 use crate::join::join;
-use crate::stats::median;
+use crate::median::median;
 use redguard_servers::Server;
 
 const TTL: Duration = Duration::from_secs(30);

@@ -19,11 +19,13 @@ mod extra_rows;
 mod format;
 mod join;
 mod measurement;
+mod median;
 mod outage;
 mod overhead;
 mod pipeline;
 mod proc_stats;
 mod renewal;
+mod report;
 mod stats;
 mod table;
 
@@ -35,7 +37,7 @@ use clap::Parser;
 
 use crate::environment::load;
 use crate::extra_rows::EXTRAS;
-use crate::measurement::Sample;
+use crate::report::Measured;
 use crate::table::ROWS;
 use redguard_servers::Server;
 
@@ -94,20 +96,23 @@ fn main() -> Result<()> {
     )?;
 
     let chosen = ROWS.iter().filter(|row| row.name.contains(&args.only));
-    let mut chosen: Vec<(_, Vec<Vec<Sample>>)> = chosen.map(|row| (row, Vec::new())).collect();
+    let mut chosen: Vec<Measured> = chosen.map(|row| (row, Vec::new())).collect();
     for turn in 0..turns {
         eprintln!("turn {} of {turns}, load {}", turn + 1, load());
         for (row, pairs) in &mut chosen {
             pairs.push(row.turn(&servers, cell, turn % 2 == 1)?);
         }
     }
-    for (row, pairs) in &chosen {
-        writeln!(out, "{}", row.report(pairs))?;
+    for measured in &chosen {
+        writeln!(out, "{}", report::of_row(measured))?;
     }
     writeln!(out)?;
     for (name, extra) in EXTRAS.iter().filter(|(name, _)| name.contains(&args.only)) {
         let text = once_more(|| extra(&servers, args.short), &[name])?;
         writeln!(out, "{name}: {text}")?;
+    }
+    if let Some(table) = report::in_markdown(&chosen) {
+        writeln!(out, "{table}\n")?;
     }
     writeln!(out, "took {:.0?}, load {}", began.elapsed(), load())?;
     Ok(())

@@ -10,7 +10,7 @@ use crate::client::Client;
 use crate::clients::{self, Side};
 use crate::format::word;
 use crate::join::join;
-use crate::stats::median;
+use crate::median::median;
 use crate::{Result, alloc_counter, proc_stats};
 use redguard_servers::Server;
 

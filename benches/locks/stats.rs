@@ -1,7 +1,5 @@
 //! Statistics over turns.
 
-use std::time::Duration;
-
 /// Returns minimum, median and maximum.
 pub(crate) fn spread(values: impl Iterator<Item = f64>) -> [f64; 3] {
     let mut values: Vec<f64> = values.collect();
@@ -17,10 +15,4 @@ pub(crate) fn spread(values: impl Iterator<Item = f64>) -> [f64; 3] {
         (middle + upper) / 2.0
     };
     [values[0], median, values[last]]
-}
-
-/// Returns the median of at least one time.
-pub(crate) fn median(times: &[Duration]) -> Duration {
-    let [_, median, _] = spread(times.iter().map(Duration::as_secs_f64));
-    Duration::from_secs_f64(median)
 }
