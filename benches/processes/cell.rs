@@ -1,37 +1,28 @@
-//! One cell: a number of processes on a number of nodes, for a while.
+//! One cell: a number of processes with one lock, for a while.
 
-use std::env;
-use std::fmt;
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use tempfile::NamedTempFile;
-
 use crate::Result;
+use crate::process::Process;
+use crate::side::Place;
 use redguard_servers::Server;
 
 /// What the processes of a cell reached together.
 pub(crate) struct Cell {
-    runs_per_second: f64,
+    pub(crate) runs_per_second: f64,
     /// The waits for the lock, sorted.
     waits: Vec<Duration>,
-    fewest: usize,
-    most: usize,
+    pub(crate) fewest: usize,
+    pub(crate) most: usize,
+    /// Mean number of runs of a process.
+    mean: f64,
     /// Requests on each node for a run; `NaN` without nodes.
-    requests: f64,
+    pub(crate) requests: f64,
 }
 
 impl Cell {
-    pub(crate) fn measure(processes: usize, servers: &[Server], time: Duration) -> Result<Cell> {
-        let file = NamedTempFile::new()?;
-        let work = match servers {
-            [] => format!("flock:{}", file.path().display()),
-            servers => {
-                let nodes: Vec<String> = servers.iter().map(|s| s.addr().to_string()).collect();
-                nodes.join(",")
-            }
-        };
+    pub(crate) fn measure(processes: usize, place: &Place, time: Duration) -> Result<Cell> {
+        let (work, servers) = (place.work(), place.servers());
         let started = (0..processes).map(|_| Process::start(&work));
         let mut workers: Vec<Process> = started.collect::<Result<_>>()?;
         workers.iter_mut().try_for_each(Process::wait_until_ready)?;
@@ -40,7 +31,7 @@ impl Cell {
         for worker in &mut workers {
             worker.begin(time)?;
         }
-        let waits = workers.iter_mut().map(Process::waits);
+        let waits = workers.iter_mut().map(|worker| worker.waits(time));
         let each: Vec<Vec<Duration>> = waits.collect::<Result<_>>()?;
         let took = began.elapsed();
         let after = requests(servers)?;
@@ -54,29 +45,21 @@ impl Cell {
             waits,
             fewest: fewest.unwrap_or_default(),
             most: most.unwrap_or_default(),
+            mean: runs / processes as f64,
             requests: (after - before) / runs / servers.len() as f64,
         })
     }
-}
 
-impl fmt::Display for Cell {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    /// Returns the wait that this part of all waits did not exceed, in ms.
+    pub(crate) fn wait(&self, percent: usize) -> f64 {
         let last = self.waits.len().saturating_sub(1);
-        let at = |percent: usize| {
-            let wait = self.waits.get(last * percent / 100);
-            wait.map_or(f64::NAN, |wait| wait.as_secs_f64() * 1e3)
-        };
-        write!(
-            f,
-            "{:>8.1}{:>9.0}{:>9.0}{:>9.0}{:>8}{:>8}{:>20.1}",
-            self.runs_per_second,
-            at(50),
-            at(99),
-            at(100),
-            self.fewest,
-            self.most,
-            self.requests,
-        )
+        let wait = self.waits.get(last * percent / 100);
+        wait.map_or(f64::NAN, |wait| wait.as_secs_f64() * 1e3)
+    }
+
+    /// Returns the fewest runs of a process as a part of the mean.
+    pub(crate) fn fewest_of_mean(&self) -> f64 {
+        self.fewest as f64 / self.mean
     }
 }
 
@@ -102,59 +85,4 @@ fn requests(servers: &[Server]) -> Result<f64> {
         }
     }
     Ok(sum)
-}
-
-/// A copy of this program that works. It is killed on drop.
-struct Process {
-    child: Child,
-    output: BufReader<ChildStdout>,
-}
-
-impl Process {
-    fn start(work: &str) -> Result<Process> {
-        let mut child = Command::new(env::current_exe()?)
-            .args(["--work", work])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let output = child.stdout.take().ok_or("no output")?;
-        Ok(Process {
-            child,
-            output: BufReader::new(output),
-        })
-    }
-
-    fn line(&mut self) -> Result<String> {
-        let mut line = String::new();
-        self.output.read_line(&mut line)?;
-        Ok(line)
-    }
-
-    fn wait_until_ready(&mut self) -> Result<()> {
-        match self.line()?.trim() {
-            "ready" => Ok(()),
-            other => Err(format!("a process said {other:?} instead of ready").into()),
-        }
-    }
-
-    fn begin(&mut self, time: Duration) -> Result<()> {
-        let input = self.child.stdin.as_mut().ok_or("no input")?;
-        Ok(writeln!(input, "{}", time.as_millis())?)
-    }
-
-    fn waits(&mut self) -> Result<Vec<Duration>> {
-        let line = self.line()?;
-        let waits = line.split_whitespace();
-        waits
-            .map(|wait| Ok(Duration::from_micros(wait.parse()?)))
-            .collect()
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // Fails only for a process that has ended.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }

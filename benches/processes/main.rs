@@ -2,14 +2,23 @@
 //! SUBSTRING]`.
 //!
 //! Each of N processes acquires one lock again and again, for a job of 20 ms, as copies of a batch
-//! program do. Beside redguard, the same with flock(1), which has no network and knows its waiters.
-//! The processes are copies of this program; each reports its waits in a line on its output.
+//! program do. Beside redguard, the same with flock(1), and with `etcdctl lock` where etcd and
+//! etcdctl are installed; these run `sleep` as the job. The processes are copies of this program;
+//! each reports its waits in a line on its output. A failed cell is a row that says so, and a missed
+//! goal is `short`; the exit status is still 0.
 #![expect(
     clippy::disallowed_methods,
     reason = "a benchmark reads the clock and waits for time to pass"
 )]
 
 mod cell;
+#[path = "../../cli/benches/beside/etcd.rs"]
+mod etcd;
+#[path = "../locks/format.rs"]
+mod format;
+mod process;
+mod side;
+mod table;
 mod worker;
 
 use std::error;
@@ -19,27 +28,30 @@ use std::time::Duration;
 use clap::Parser;
 
 use crate::cell::Cell;
+use crate::side::Side;
+use crate::table::Row;
 use crate::worker::Work;
-use redguard_servers::Server;
 
-/// Any error ends the run: a failed lock is a failed measurement.
 type Result<T> = std::result::Result<T, Box<dyn error::Error + Send + Sync>>;
 
 /// How long each process keeps the lock.
 const JOB: Duration = Duration::from_millis(20);
 
 #[derive(Parser)]
-#[command(about = "Processes that share one lock, with redguard and with flock(1)")]
+#[command(about = "Processes that share one lock: redguard, flock(1) and etcdctl lock")]
 struct Args {
     /// 2 s a cell instead of 20 s: shows that it runs
     #[arg(long)]
     short: bool,
-    /// Only the rows whose name contains this
+    /// Only the rows whose name contains this, and flock(1) with as many processes
     #[arg(long, default_value = "")]
     only: String,
-    /// Runs as one of the processes: the nodes, separated by commas, or the file of flock
+    /// Argument of the other benchmarks: a cell is one turn here, long enough for its p99
     #[arg(long, hide = true)]
-    work: Option<String>,
+    turns: Option<u32>,
+    /// Runs as one of the processes: `redguard` and the nodes, or a command that locks
+    #[arg(long, hide = true, num_args = 1.., allow_hyphen_values = true)]
+    work: Vec<String>,
     /// Argument that `cargo bench` adds for every benchmark
     #[arg(long, hide = true)]
     bench: bool,
@@ -47,38 +59,49 @@ struct Args {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    if let Some(work) = &args.work {
-        return Work::parse(work)?.run();
+    if !args.work.is_empty() {
+        return Work::parse(&args.work)?.run();
     }
     let time = Duration::from_secs(if args.short { 2 } else { 20 });
     let mut out = io::stdout().lock();
-    writeln!(
-        out,
-        "{:<24}{:>8}{:>9}{:>9}{:>9}{:>8}{:>8}{:>20}",
-        "processes, lock",
-        "runs/s",
-        "p50 ms",
-        "p99 ms",
-        "max ms",
-        "fewest",
-        "most",
-        "requests/run, node"
-    )?;
+    writeln!(out, "{}", table::head())?;
     for processes in [4, 16, 64] {
-        for nodes in [0, 1, 3, 5] {
-            let name = match nodes {
-                0 => format!("{processes}, flock(1)"),
-                1 => format!("{processes}, 1 node"),
-                nodes => format!("{processes}, {nodes} nodes"),
+        let is_chosen = |side: &Side| side.row(processes).contains(&args.only);
+        if !Side::ALL.iter().any(is_chosen) {
+            continue;
+        }
+        let mut flock = f64::NAN;
+        let is_measured = |side: &Side| *side == Side::Flock || is_chosen(side);
+        for side in Side::ALL.into_iter().filter(is_measured) {
+            let text = match measure(side, processes, time) {
+                Ok(Some(cell)) => {
+                    if side == Side::Flock {
+                        flock = cell.runs_per_second;
+                    }
+                    let cell = &cell;
+                    Row {
+                        side,
+                        processes,
+                        cell,
+                        flock,
+                    }
+                    .text()
+                }
+                Ok(None) => format!(
+                    "{:<28}left out: etcd or etcdctl is not on the PATH",
+                    side.row(processes)
+                ),
+                Err(error) => format!("{:<28}failed: {error}", side.row(processes)),
             };
-            if name.contains(&args.only) {
-                let servers: Vec<Server> = (0..nodes)
-                    .map(|_| Server::start())
-                    .collect::<io::Result<_>>()?;
-                let cell = Cell::measure(processes, &servers, time)?;
-                writeln!(out, "{name:<24}{cell}")?;
-            }
+            writeln!(out, "{text}")?;
         }
     }
     Ok(())
+}
+
+fn measure(side: Side, processes: usize, time: Duration) -> Result<Option<Cell>> {
+    let place = side.start()?;
+    place
+        .map(|place| Cell::measure(processes, &place, time))
+        .transpose()
 }

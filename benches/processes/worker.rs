@@ -1,10 +1,12 @@
 //! One of the processes: acquires the lock, does the job and releases, again and again.
 
 use std::io::{self, BufRead, Write};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::getpgrp;
 use redguard::{Config, Locker, RedisLocker};
 
 use crate::{JOB, Result};
@@ -14,17 +16,19 @@ const TTL: Duration = Duration::from_secs(10);
 /// How a process acquires the lock.
 pub(crate) enum Work {
     Redguard(RedisLocker),
-    /// flock(1) on this file, with `sleep` as the job.
-    Flock(String),
+    /// The words of a command that runs another under the lock; the job is `sleep`.
+    Command(Vec<String>),
 }
 
 impl Work {
-    pub(crate) fn parse(work: &str) -> Result<Work> {
-        if let Some(file) = work.strip_prefix("flock:") {
-            return Ok(Work::Flock(file.to_owned()));
-        }
-        let locker = RedisLocker::connect(Config::new(work.split(',')))?;
-        Ok(Work::Redguard(locker))
+    /// Reads `redguard` and the nodes, or the words of a command.
+    pub(crate) fn parse(words: &[String]) -> Result<Work> {
+        Ok(match words {
+            [first, nodes] if first == "redguard" => {
+                Work::Redguard(RedisLocker::connect(Config::new(nodes.split(',')))?)
+            }
+            words => Work::Command(words.to_vec()),
+        })
     }
 
     /// Runs from the first line on the input to its end. Reports the wait of each run in µs.
@@ -33,6 +37,7 @@ impl Work {
         writeln!(io::stdout(), "ready")?;
         io::stdin().lock().read_line(&mut line)?;
         let time = Duration::from_millis(line.trim().parse()?);
+        thread::spawn(end_with_input);
         let began = Instant::now();
         let mut waits = Vec::new();
         while began.elapsed() < time {
@@ -57,14 +62,29 @@ impl Work {
                 guard.release()?;
                 Ok(waited)
             }
-            Work::Flock(file) => {
+            Work::Command(words) => {
                 let job = JOB.as_secs_f64().to_string();
-                let status = Command::new("flock").args([file, "sleep", &job]).status()?;
+                let mut words = words.iter().map(String::as_str).chain(["sleep", &job]);
+                let program = words.next().unwrap_or_default();
+                let mut command = Command::new(program);
+                command
+                    .args(words)
+                    .stdin(Stdio::null())
+                    .stdout(Stdio::null());
+                let status = command.status()?;
                 if !status.success() {
-                    return Err(format!("flock: {status}").into());
+                    return Err(format!("{program}: {status}").into());
                 }
                 Ok(start.elapsed().saturating_sub(JOB))
             }
         }
     }
+}
+
+/// Kills this process and the command that it runs once the input has ended, because the program
+/// that measures is gone then. A command that waits for a server that is gone would wait for ever.
+fn end_with_input() {
+    // An error of the input is an end, too.
+    let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+    let _ = killpg(getpgrp(), Signal::SIGKILL);
 }

@@ -1,7 +1,8 @@
-//! Three members of etcd on loopback ports. A drop kills them.
+//! Members of etcd on loopback ports. A drop kills them, and none outlives the program.
 
-use std::io;
-use std::process::{Child, Command, Stdio};
+use std::io::{self, Write};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,19 @@ use crate::Result;
 const START_LIMIT: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(50);
 
+/// Starts etcd, and a watchdog beside it. The pipe on its input ends when this program is gone for
+/// any reason: then the watchdog kills etcd and removes its data ($1). A line in the pipe means that
+/// etcd was reaped.
+const WATCHED: &str = r#"
+data=$1; shift
+trap '' HUP INT TERM
+exec 3<&0 </dev/null
+{
+    read -r _ <&3 || { kill -9 $$; rm -rf "$data"; rmdir "${data%/*}"; }
+} >/dev/null 2>&1 &
+exec etcd --data-dir "$data" "$@" 3<&-
+"#;
+
 pub(crate) struct Etcd {
     members: Vec<Member>,
     // Dropped after the members, which write to it.
@@ -23,17 +37,20 @@ pub(crate) struct Etcd {
 struct Member {
     client_url: String,
     process: Child,
+    /// Input of the watchdog.
+    pipe: Option<ChildStdin>,
 }
 
 impl Etcd {
-    /// Starts three members, and blocks until they answer. Returns `None` if etcd is not installed.
-    pub(crate) fn start() -> Result<Option<Etcd>> {
+    /// Starts this number of members, and blocks until they answer. Returns `None` if etcd is not
+    /// installed.
+    pub(crate) fn start(members: usize) -> Result<Option<Etcd>> {
         if !is_installed("etcd") || !is_installed("etcdctl") {
             return Ok(None);
         }
         let dir = TempDir::new()?;
         let url = || free_port().map(|port| format!("http://127.0.0.1:{port}"));
-        let urls = (0..3).map(|_| Ok((url()?, url()?)));
+        let urls = (0..members).map(|_| Ok((url()?, url()?)));
         let urls = urls.collect::<io::Result<Vec<(String, String)>>>()?;
         let peers = urls.iter().enumerate();
         let peers = peers.map(|(number, (_, peer))| format!("{number}={peer}"));
@@ -44,19 +61,24 @@ impl Etcd {
         };
         for (number, (client_url, peer)) in urls.into_iter().enumerate() {
             let name = number.to_string();
-            let mut command = Command::new("etcd");
-            command.args(["--log-level", "error", "--logger", "zap"]);
-            command.args(["--name", &name, "--data-dir"]);
+            let mut command = Command::new("sh");
+            command.args(["-c", WATCHED, "sh"]);
             command.arg(etcd._dir.path().join(&name));
+            command.args(["--log-level", "error", "--logger", "zap"]);
+            command.args(["--name", &name]);
             command.args(["--listen-client-urls", &client_url]);
             command.args(["--advertise-client-urls", &client_url]);
             command.args(["--listen-peer-urls", &peer]);
             command.args(["--initial-advertise-peer-urls", &peer]);
             command.args(["--initial-cluster", &cluster]);
-            let process = silent(&mut command).spawn()?;
+            // Ctrl-C at the terminal is for the program, which kills the members then.
+            let command = silent(&mut command).stdin(Stdio::piped()).process_group(0);
+            let mut process = command.spawn()?;
+            let pipe = process.stdin.take(); // a wait would close it
             etcd.members.push(Member {
                 client_url,
                 process,
+                pipe,
             });
         }
         etcd.wait_until_healthy()?;
@@ -92,6 +114,9 @@ impl Drop for Member {
         // Fails only for a process that has ended.
         let _ = self.process.kill();
         let _ = self.process.wait();
+        if let Some(mut pipe) = self.pipe.take() {
+            let _ = pipe.write_all(b"reaped\n");
+        }
     }
 }
 

@@ -44,7 +44,7 @@ fn main() -> Result<()> {
     let file = NamedTempFile::new()?;
     let servers: Vec<Server> = (0..3).map(|_| Server::start()).collect::<io::Result<_>>()?;
     let addresses: Vec<String> = servers.iter().map(Server::addr).collect();
-    let etcd = Etcd::start()?;
+    let etcd = Etcd::start(3)?;
     let mut programs = vec![
         Program::new("the command alone", &[]),
         Program::new("flock", &["flock", &file.path().display().to_string()]),

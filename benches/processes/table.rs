@@ -1,0 +1,95 @@
+//! The table: a line of figures for each cell, and its goals.
+
+use std::fmt::Write;
+
+use crate::cell::Cell;
+use crate::format::word;
+use crate::side::Side;
+
+/// The part of a process in turns that cost nothing, in ms: the job, and 2 ms to hand over.
+const SHARE: f64 = 22.0;
+
+/// Explains the columns, and names them.
+pub(crate) fn head() -> String {
+    format!(
+        "shares: p99 in fair shares, which are {SHARE} ms for each process; of mean: fewest runs of a process in the mean of all;\n\
+         requests: on each node for a run\n{:<28}{:>8}{:>9}{:>9}{:>9}{:>9}{:>8}{:>8}{:>6}{:>9}{:>10}",
+        "processes, lock",
+        "runs/s",
+        "× flock",
+        "p50 ms",
+        "p99 ms",
+        "max ms",
+        "shares",
+        "fewest",
+        "most",
+        "of mean",
+        "requests"
+    )
+}
+
+/// A cell beside flock(1).
+pub(crate) struct Row<'a> {
+    pub(crate) side: Side,
+    pub(crate) processes: usize,
+    pub(crate) cell: &'a Cell,
+    /// Runs per second of flock(1) with the same number of processes.
+    pub(crate) flock: f64,
+}
+
+impl Row<'_> {
+    pub(crate) fn text(&self) -> String {
+        let cell = self.cell;
+        let mut text = format!(
+            "{:<28}{:>8.1}{:>9}{:>9.0}{:>9.0}{:>9.0}{:>8.2}{:>8}{:>6}{:>9.2}{:>10}",
+            self.side.row(self.processes),
+            cell.runs_per_second,
+            known(self.of_flock(), 2),
+            cell.wait(50),
+            cell.wait(99),
+            cell.wait(100),
+            self.shares(),
+            cell.fewest,
+            cell.most,
+            cell.fewest_of_mean(),
+            known(cell.requests, 1),
+        );
+        for (goal, reached) in self.goals() {
+            // Writing to a `String` cannot fail.
+            _ = write!(text, "  goal {goal}: {}", word(reached));
+        }
+        text
+    }
+
+    fn of_flock(&self) -> f64 {
+        self.cell.runs_per_second / self.flock
+    }
+
+    fn shares(&self) -> f64 {
+        self.cell.wait(99) / (self.processes as f64 * SHARE)
+    }
+
+    /// Returns the goals of this row, and whether they are reached.
+    fn goals(&self) -> Vec<(&'static str, bool)> {
+        match (self.processes, self.side) {
+            (64, Side::Redguard(3)) => vec![
+                ("≥ 0.95 × flock", self.of_flock() >= 0.95),
+                ("≤ 1.5 shares", self.shares() <= 1.5),
+                ("≥ 0.5 of mean", self.cell.fewest_of_mean() >= 0.5),
+            ],
+            (64, Side::Redguard(5)) => vec![
+                ("≥ 0.9 × flock", self.of_flock() >= 0.9),
+                ("≤ 6 requests", self.cell.requests <= 6.0),
+            ],
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// Formats a value, or a dash where there is none.
+fn known(value: f64, digits: usize) -> String {
+    match value.is_nan() {
+        true => "-".into(),
+        false => format!("{value:.digits$}"),
+    }
+}
