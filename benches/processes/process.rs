@@ -4,7 +4,7 @@ use std::env;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
@@ -64,8 +64,10 @@ impl Process {
     }
 
     fn line(&mut self, limit: Duration) -> Result<String> {
-        let line = self.lines.recv_timeout(limit);
-        Ok(line.map_err(|error| format!("a process failed or hangs: {error}"))?)
+        self.lines.recv_timeout(limit).map_err(|error| match error {
+            RecvTimeoutError::Timeout => "a process hangs".into(),
+            RecvTimeoutError::Disconnected => "a process ended with an error".into(),
+        })
     }
 }
 

@@ -12,7 +12,7 @@ const SHARE: f64 = 22.0;
 /// Explains the columns, and names them.
 pub(crate) fn head() -> String {
     format!(
-        "shares: p99 in fair shares, which are {SHARE} ms for each process; of mean: fewest runs of a process in the mean of all;\n\
+        "shares: p99 in fair shares of {SHARE} ms for each process; of mean: fewest runs of a process as a part of the mean;\n\
          requests: on each node for a run\n{:<28}{:>8}{:>9}{:>9}{:>9}{:>9}{:>8}{:>8}{:>6}{:>9}{:>10}",
         "processes, lock",
         "runs/s",
