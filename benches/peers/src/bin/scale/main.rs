@@ -15,6 +15,8 @@
 #[path = "../../../../locks/alloc_counter.rs"]
 mod alloc_counter;
 mod chart;
+#[path = "../../../../locks/environment.rs"]
+mod environment;
 #[path = "../../../../locks/join.rs"]
 mod join;
 mod measure;
@@ -22,9 +24,10 @@ mod measure;
 mod stats;
 
 use std::error::Error;
-use std::fmt::Write;
-use std::time::{Duration, Instant};
-use std::{fs, io};
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{self, Write as _};
+use std::time::{Duration, Instant, SystemTime};
 
 use clap::Parser;
 use redguard_servers::Server;
@@ -107,7 +110,11 @@ fn main() -> Result<()> {
     let (args, began) = (Args::parse(), Instant::now());
     let servers: Vec<Server> = (0..9).map(|_| Server::start()).collect::<io::Result<_>>()?;
     let mut measured = Vec::new();
-    let mut csv = String::from("series,unit,value,measured\n");
+    let mut csv = String::from("series,unit,value,measured,date,machine\n");
+    let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+    let (date, machine) = (&now[..10], environment::machine()?);
+    let mut out = io::stdout().lock();
+    writeln!(out, "{}", environment::line(&servers[0])?)?;
     for series in ALL.iter().filter(|series| series.name.contains(&args.only)) {
         let mut points = Vec::new();
         let is_small = |value: &&usize| !args.short || **value <= SHORT;
@@ -118,14 +125,16 @@ fn main() -> Result<()> {
             let turns = turns.collect::<Result<Vec<f64>>>()?;
             let [_, middle, _] = spread(turns.into_iter());
             let (name, unit) = (series.name, series.unit);
-            writeln!(csv, "\"{name}\",{unit},{value},{middle:.1}")?;
+            writeln!(
+                csv,
+                "\"{name}\",{unit},{value},{middle:.1},{date},\"{machine}\""
+            )?;
             let took = began.elapsed();
-            eprintln!("{name}: {value}: {middle:.1} {unit}, after {took:.0?}");
+            writeln!(out, "{name}: {value}: {middle:.1} {unit}, after {took:.0?}")?;
             points.push((value as f64, middle));
         }
         measured.push((series, points));
     }
-    io::Write::write_all(&mut io::stdout(), csv.as_bytes())?;
     // A partial run must not replace the full results.
     if !args.short && args.only.is_empty() {
         fs::write("benches/scale.csv", &csv)?;
