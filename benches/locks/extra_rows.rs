@@ -64,7 +64,7 @@ pub(crate) const EXTRAS: [Extra; 16] = [
     ),
     (
         "acquired next by another process, 3 nodes",
-        |servers, short| handed_over(servers, 3, 4.0, short),
+        |servers, short| handed_over(servers, 3, 3.0, short),
     ),
     ("8 threads of one process, one key, 1 node", threads),
     (

@@ -39,11 +39,6 @@ impl Setting {
         )
     }
 
-    /// Returns whether the goals for peers apply.
-    pub(crate) fn is_large(self) -> bool {
-        self.nodes >= 3 || self.threads >= 16
-    }
-
     /// Waits for a shared key exceed the time of a lock, and a node that is out costs its timeouts.
     pub(crate) fn time(self, time: Duration) -> Duration {
         match (self.one_key, self.health) {
