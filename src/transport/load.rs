@@ -100,9 +100,11 @@ impl RttEstimate {
     const SPIN_THRESHOLD: Duration = Duration::from_micros(500);
     /// How long a caller yields the processor before it sleeps.
     const SPIN_TIME: Duration = Duration::from_micros(200);
-    /// The processor time of one caller's part in a round. The active callers of a core make a
-    /// round longer by that much each, and a yield then runs another caller, which costs less than
-    /// to sleep and be woken. So the two times above grow with them.
+    /// About the processor time to put one caller to sleep and to wake it. The active callers of a
+    /// core make each other's rounds longer, and a yield runs another one of them. To yield for as
+    /// long as the sleep of all of them would cost wastes at most as much again (Karlin, Li,
+    /// Manasse and Owicki, "Empirical studies of competitive spinning for a shared-memory
+    /// multiprocessor", SOSP 1991).
     const TIME_PER_CALLER: Duration = Duration::from_micros(8);
     /// The number of callers per core from which these times grow no further.
     const MAX_CALLERS: u32 = 500;
@@ -114,7 +116,7 @@ impl RttEstimate {
         (self.average() < threshold).then(|| now + RttEstimate::SPIN_TIME + delay)
     }
 
-    /// Returns how long the other callers on a core delay one caller.
+    /// Returns the time that the active callers of a core add.
     fn delay_by(callers_per_core: u32) -> Duration {
         callers_per_core.min(RttEstimate::MAX_CALLERS) * RttEstimate::TIME_PER_CALLER
     }
