@@ -8,6 +8,7 @@ use crate::protocol::reply::Reply;
 use crate::sync::primitives::{Condvar, Mutex, MutexGuard};
 use crate::sync::threads;
 use crate::time::clock;
+use crate::time::deadline::earlier;
 use crate::transport::job::ReplySink;
 
 /// The wait primitive of one caller, its owner.
@@ -75,8 +76,8 @@ impl Inbox {
     /// Blocks until `wanted` replies have arrived, at most until `end`, and moves the replies into
     /// `replies`.
     ///
-    /// Until `spin_until` it yields the processor instead of sleeping: replies that arrive within
-    /// microseconds take less time than sleeping and waking.
+    /// Until `spin_until`, if that is before `end`, it yields the processor instead of sleeping:
+    /// replies that arrive within microseconds take less time than sleeping and waking.
     pub(super) fn wait_replies(
         &self,
         wanted: usize,
@@ -84,6 +85,7 @@ impl Inbox {
         end: Option<Instant>,
         replies: &mut Vec<(usize, Reply)>,
     ) -> WaitEnd {
+        let spin_until = spin_until.and_then(|spin| earlier(Some(spin), end));
         let mut state = self.state.lock();
         let waits = |state: &InboxState| state.replies.len() < wanted && !state.cancelled;
         while waits(&state) && spin_until.is_some_and(|end| clock::now() < end) {
@@ -205,6 +207,20 @@ mod tests {
             WaitEnd::TimedOut
         );
         assert_eq!(replies.len(), 1);
+    }
+
+    #[test]
+    fn wait_that_yields_ends_at_its_deadline() {
+        let inbox = Inbox::new();
+        inbox.open_round(3);
+        let now = clock::now();
+        let (end, spin_until) = (
+            now + Duration::from_millis(5),
+            now + Duration::from_secs(30),
+        );
+        let ended = inbox.wait_replies(1, Some(spin_until), Some(end), &mut Vec::new());
+        assert_eq!(ended, WaitEnd::TimedOut);
+        assert!(clock::now() < spin_until);
     }
 
     #[test]

@@ -72,11 +72,16 @@ impl CallerGuard<'_> {
         self.is_only_caller && rtt.spin_deadline(now, 0).is_some()
     }
 
-    /// Returns the number of active callers per core.
+    /// Returns whether the caller counts as active.
+    pub(super) fn is_counted(&self) -> bool {
+        self.callers.is_some()
+    }
+
+    /// Returns the number of active callers per core; zero if this one is alone.
     pub(super) fn callers_per_core(&self) -> u32 {
         let count = self.callers.map_or(0, |c| c.count.load(Ordering::Relaxed));
         match u32::try_from(count) {
-            Ok(0 | 1) => 0, // the usual case, without the division
+            Ok(0 | 1) => 0,
             Ok(count) => count / threads::cores(),
             Err(_) => u32::MAX / threads::cores(),
         }
@@ -91,55 +96,91 @@ impl Drop for CallerGuard<'_> {
     }
 }
 
-/// A moving average of the duration of a round, in µs.
-#[derive(Debug, Default)]
-pub(crate) struct RttEstimate(AtomicU64);
+/// The duration of rounds.
+#[derive(Debug)]
+pub(crate) struct RttEstimate {
+    /// A moving average in µs.
+    average: AtomicU64,
+    /// The duration of the shortest round that a quorum granted, in µs: a round trip to a quorum of
+    /// the nodes takes no longer.
+    shortest: AtomicU64,
+}
+
+impl Default for RttEstimate {
+    fn default() -> RttEstimate {
+        RttEstimate {
+            average: AtomicU64::new(0),
+            shortest: AtomicU64::new(u64::MAX),
+        }
+    }
+}
 
 impl RttEstimate {
-    /// Above this duration of a round a caller sleeps at once instead of yielding first.
+    /// Above this average a caller sleeps at once instead of yielding first.
     const SPIN_THRESHOLD: Duration = Duration::from_micros(500);
     /// How long a caller yields the processor before it sleeps.
     const SPIN_TIME: Duration = Duration::from_micros(200);
-    /// About the processor time to put one caller to sleep and to wake it. The active callers of a
-    /// core make each other's rounds longer, and a yield runs another one of them. To yield for as
-    /// long as the sleep of all of them would cost wastes at most as much again (Karlin, Li,
-    /// Manasse and Owicki, "Empirical studies of competitive spinning for a shared-memory
-    /// multiprocessor", SOSP 1991).
+    /// About the processor time to put one caller to sleep and to wake it. To yield, beyond
+    /// [`SPIN_TIME`](RttEstimate::SPIN_TIME), for as long as the sleep of all active callers of a
+    /// core would take costs about twice as much as the better of both at most (Karlin, Li, Manasse
+    /// and Owicki, "Empirical studies of competitive spinning for a shared-memory multiprocessor",
+    /// SOSP 1991).
     const TIME_PER_CALLER: Duration = Duration::from_micros(8);
-    /// The number of callers per core from which these times grow no further.
+    /// The number of callers per core from which the times grow no further.
     const MAX_CALLERS: u32 = 500;
+    /// A longer average is no typical round: it is that of a busy process, or of rounds that timed
+    /// out.
+    const MAX_TYPICAL_ROUND: Duration = Duration::from_millis(2);
 
     /// Returns until when a caller that begins to wait now yields. `None` if it sleeps at once.
+    ///
+    /// Among many callers both times are longer, if the nodes are near: a round is then long
+    /// because the callers of a core run in turn.
     pub(super) fn spin_deadline(&self, now: Instant, callers_per_core: u32) -> Option<Instant> {
-        let delay = RttEstimate::delay_by(callers_per_core);
-        let threshold = RttEstimate::SPIN_THRESHOLD + 2 * delay;
-        (self.average() < threshold).then(|| now + RttEstimate::SPIN_TIME + delay)
+        let shortest = Duration::from_micros(self.shortest.load(Ordering::Relaxed));
+        let added = match shortest < RttEstimate::SPIN_TIME {
+            true => RttEstimate::added_by(callers_per_core),
+            false => Duration::ZERO,
+        };
+        // Twice, because rounds in which the callers sleep are up to twice as long.
+        let threshold = RttEstimate::SPIN_THRESHOLD + 2 * added;
+        (self.average() < threshold).then(|| now + RttEstimate::SPIN_TIME + added)
     }
 
-    /// Returns the time that the active callers of a core add.
-    fn delay_by(callers_per_core: u32) -> Duration {
+    /// Returns the time that the active callers of a core add to `SPIN_TIME`.
+    fn added_by(callers_per_core: u32) -> Duration {
         callers_per_core.min(RttEstimate::MAX_CALLERS) * RttEstimate::TIME_PER_CALLER
     }
 
-    /// Returns the duration of a typical round, at least [`SPIN_TIME`](RttEstimate::SPIN_TIME).
+    /// Returns the duration of a typical round, at least [`SPIN_TIME`](RttEstimate::SPIN_TIME) and
+    /// at most [`MAX_TYPICAL_ROUND`](RttEstimate::MAX_TYPICAL_ROUND).
     pub(super) fn typical_round(&self) -> Duration {
-        self.average().max(RttEstimate::SPIN_TIME)
+        let average = self.average();
+        average.clamp(RttEstimate::SPIN_TIME, RttEstimate::MAX_TYPICAL_ROUND)
     }
 
     fn average(&self) -> Duration {
-        Duration::from_micros(self.0.load(Ordering::Relaxed))
+        Duration::from_micros(self.average.load(Ordering::Relaxed))
     }
 
     /// Adds the duration of a round to the average, with a weight of one eighth.
     pub(crate) fn record(&self, took: Duration, callers_per_core: u32) {
         let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        let average = self.0.load(Ordering::Relaxed);
-        // Capped, because a round that timed out says little about the next one.
-        let delay = RttEstimate::delay_by(callers_per_core);
-        let most = 4 * (RttEstimate::SPIN_THRESHOLD + delay);
+        // Capped, because a round that timed out says little about the next one. The cap is above
+        // the threshold, so that such rounds end the yielding.
+        let most = 4 * (RttEstimate::SPIN_THRESHOLD + RttEstimate::added_by(callers_per_core));
         let took = took.min(most.as_micros() as u64);
-        self.0
+        let average = self.average.load(Ordering::Relaxed);
+        self.average
             .store(average - average / 8 + took / 8, Ordering::Relaxed);
+    }
+
+    /// Records the duration of a round that a quorum granted, from before its first send.
+    pub(super) fn record_granted(&self, took: Duration) {
+        let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        if took < self.shortest.load(Ordering::Relaxed) {
+            self.shortest.store(took, Ordering::Relaxed);
+        }
     }
 }
 
@@ -190,34 +231,43 @@ mod tests {
         assert_eq!(rtt.typical_round(), RttEstimate::SPIN_TIME);
         (0..100).for_each(|_| rtt.record(Duration::from_secs(60), 0));
         assert!(rtt.spin_deadline(now, 0).is_none());
-        assert!(
-            rtt.typical_round() <= 4 * RttEstimate::SPIN_THRESHOLD,
-            "capped"
-        );
+        assert_eq!(rtt.typical_round(), RttEstimate::MAX_TYPICAL_ROUND);
         (0..100).for_each(|_| rtt.record(Duration::from_micros(10), 0));
         assert!(rtt.spin_deadline(now, 0).is_some());
     }
 
     #[test]
-    fn caller_among_many_yields_for_longer() {
-        let (callers, rtt, now) = (
-            ActiveCallers::default(),
-            RttEstimate::default(),
-            clock::now(),
-        );
-        let alone = callers.join(now);
+    fn callers_per_core_are_zero_for_one_caller() {
+        let callers = ActiveCallers::default();
+        let alone = callers.join(clock::now());
         assert_eq!(alone.callers_per_core(), 0);
-        let _others: Vec<_> = (0..199).map(|_| callers.join(now)).collect();
-        let per_core = alone.callers_per_core();
-        assert_eq!(per_core, 200 / threads::cores());
-        // A round that is too long for one caller, and usual among many.
-        (0..100).for_each(|_| rtt.record(Duration::from_millis(1), per_core));
+        let others = (1..100 * threads::cores()).map(|_| callers.join(clock::now()));
+        let _others: Vec<_> = others.collect();
+        assert_eq!(alone.callers_per_core(), 100);
+        assert_eq!(CallerGuard::UNCOUNTED.callers_per_core(), 0);
+    }
+
+    #[test]
+    fn caller_among_many_yields_for_longer() {
+        let (rtt, now) = (RttEstimate::default(), clock::now());
+        // One short round says that the nodes are near; longer ones are usual among many callers.
+        rtt.record_granted(Duration::from_micros(50));
+        (0..100).for_each(|_| rtt.record(Duration::from_millis(1), 100));
         assert!(rtt.spin_deadline(now, 0).is_none());
-        let end = rtt.spin_deadline(now, per_core);
-        assert!(end > Some(now + RttEstimate::SPIN_TIME));
-        (0..100).for_each(|_| rtt.record(Duration::from_secs(60), per_core));
-        assert!(rtt.spin_deadline(now, per_core).is_none());
+        let end = now + RttEstimate::SPIN_TIME + 100 * RttEstimate::TIME_PER_CALLER;
+        assert_eq!(rtt.spin_deadline(now, 100), Some(end));
         let most = rtt.spin_deadline(now, u32::MAX);
         assert!(most.is_some_and(|end| end < now + Duration::from_millis(5)));
+        (0..100).for_each(|_| rtt.record(Duration::from_secs(60), 100));
+        assert!(rtt.spin_deadline(now, 100).is_none());
+        assert_eq!(rtt.typical_round(), RttEstimate::MAX_TYPICAL_ROUND);
+    }
+
+    #[test]
+    fn caller_among_many_sleeps_if_the_nodes_are_distant() {
+        let (rtt, now) = (RttEstimate::default(), clock::now());
+        rtt.record_granted(Duration::from_millis(1));
+        (0..100).for_each(|_| rtt.record(Duration::from_millis(1), 100));
+        assert!(rtt.spin_deadline(now, 100).is_none());
     }
 }

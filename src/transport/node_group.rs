@@ -342,7 +342,7 @@ impl NodeGroup {
         sink: Option<&Arc<dyn ReplySink>>,
     ) {
         if nodes.len() == 0 {
-            return; // nearly always for a restored key
+            return; // as after most extensions: no node lacks the key
         }
         let now = clock::now();
         let caller = self.active_callers.uncounted(now);

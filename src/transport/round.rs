@@ -63,6 +63,7 @@ pub(crate) struct Round<'a> {
     inbox: &'a Arc<Inbox>,
     /// The round's id in the inbox.
     id: u32,
+    opened: Instant,
     /// When the latest requests were sent. At first, when the round was opened.
     sent: Instant,
     tally: Tally,
@@ -120,11 +121,13 @@ impl<'a> Round<'a> {
         connections: KeyConnections<'a>,
         rtt: &'a RttEstimate,
     ) -> Round<'a> {
+        let now = clock::now();
         Round {
             request,
             inbox,
             id,
-            sent: clock::now(),
+            opened: now,
+            sent: now,
             tally: Tally::new(connections.total(), vote_rule(request.op)),
             details: None,
             replies: Vec::new(),
@@ -225,8 +228,13 @@ impl<'a> Round<'a> {
             let wanted = self.tally.min_votes_to_decide();
             ended = self.collect_replies(wanted, spin_until, deadline.end());
         }
-        let took = clock::now().saturating_duration_since(start);
+        let now = clock::now();
+        let took = now.saturating_duration_since(start);
         self.rtt.record(took, self.caller.callers_per_core());
+        if self.caller.is_counted() && self.tally.verdict() == Some(Verdict::Granted) {
+            let took = now.saturating_duration_since(self.opened);
+            self.rtt.record_granted(took);
+        }
         ended
     }
 

@@ -69,6 +69,29 @@ fn late_reply_to_a_renewal_restores_the_key() {
 }
 
 #[test]
+fn second_late_reply_to_a_renewal_restores_the_key() {
+    let fakes = FakeNode::fakes(5);
+    let locker = healthy(&fakes);
+    let options = LockOptions::new(Duration::from_secs(6)).auto_renew(true);
+    let guard = locker.acquire("x", &options).expect("free");
+    everywhere(&fakes);
+    fakes[4].wipe();
+    let late = [3, 4].map(|node: usize| fakes[node].delay(Op::Extend));
+    late.iter().for_each(|late| late.arrived());
+    let renewed_at = clock::now();
+    eventually("renewed by a quorum", || {
+        guard.remaining() + (clock::now() - renewed_at) > Duration::from_secs(5)
+    });
+    let replies = || locker.nodes().stats().nodes[3].done;
+    let before = replies();
+    late[0].go();
+    eventually("the first late reply", || replies() > before);
+    assert_eq!(fakes[4].token("x"), None);
+    late[1].go();
+    eventually("the key is back", || fakes[4].token("x").is_some());
+}
+
+#[test]
 fn early_reply_to_a_renewal_restores_the_key_after_the_verdict() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
