@@ -101,8 +101,8 @@ impl Drop for CallerGuard<'_> {
 pub(crate) struct RttEstimate {
     /// A moving average in µs.
     average: AtomicU64,
-    /// The duration of the shortest round that a quorum granted, in µs: a round trip to a quorum of
-    /// the nodes takes no longer.
+    /// The shortest time in µs in which a quorum has replied: a round trip to the nearest quorum
+    /// takes no longer.
     shortest: AtomicU64,
 }
 
@@ -138,7 +138,7 @@ impl RttEstimate {
     /// because the callers of a core run in turn.
     pub(super) fn spin_deadline(&self, now: Instant, callers_per_core: u32) -> Option<Instant> {
         let shortest = Duration::from_micros(self.shortest.load(Ordering::Relaxed));
-        let added = match shortest < RttEstimate::SPIN_TIME {
+        let added = match shortest < RttEstimate::SPIN_THRESHOLD {
             true => RttEstimate::added_by(callers_per_core),
             false => Duration::ZERO,
         };
@@ -175,8 +175,8 @@ impl RttEstimate {
             .store(average - average / 8 + took / 8, Ordering::Relaxed);
     }
 
-    /// Records the duration of a round that a quorum granted, from before its first send.
-    pub(super) fn record_granted(&self, took: Duration) {
+    /// Records a time in which a quorum has replied, from before the first send.
+    pub(super) fn record_quorum(&self, took: Duration) {
         let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         if took < self.shortest.load(Ordering::Relaxed) {
             self.shortest.store(took, Ordering::Relaxed);
@@ -251,7 +251,7 @@ mod tests {
     fn caller_among_many_yields_for_longer() {
         let (rtt, now) = (RttEstimate::default(), clock::now());
         // One short round says that the nodes are near; longer ones are usual among many callers.
-        rtt.record_granted(Duration::from_micros(50));
+        rtt.record_quorum(Duration::from_micros(50));
         (0..100).for_each(|_| rtt.record(Duration::from_millis(1), 100));
         assert!(rtt.spin_deadline(now, 0).is_none());
         let end = now + RttEstimate::SPIN_TIME + 100 * RttEstimate::TIME_PER_CALLER;
@@ -266,7 +266,7 @@ mod tests {
     #[test]
     fn caller_among_many_sleeps_if_the_nodes_are_distant() {
         let (rtt, now) = (RttEstimate::default(), clock::now());
-        rtt.record_granted(Duration::from_millis(1));
+        rtt.record_quorum(Duration::from_millis(1));
         (0..100).for_each(|_| rtt.record(Duration::from_millis(1), 100));
         assert!(rtt.spin_deadline(now, 100).is_none());
     }

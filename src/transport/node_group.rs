@@ -52,14 +52,27 @@ impl NodeGroup {
         pool_size: usize,
         counters: LockCounters,
     ) -> NodeGroup {
-        NodeGroup {
+        let group = NodeGroup {
             workers,
             names,
             pool_size,
             rtt: RttEstimate::default(),
             active_callers: ActiveCallers::default(),
             counters,
+        };
+        if let Some(round_trip) = group.connect_round_trip() {
+            group.rtt.record_quorum(round_trip);
         }
+        group
+    }
+
+    /// Returns the time in which a quorum has replied to the connects; `None` if fewer have.
+    fn connect_round_trip(&self) -> Option<Duration> {
+        let connections = self.workers.connections().chunks(self.pool_size);
+        let each = connections.filter_map(|node| node.first()?.report().connecting);
+        let mut each: Vec<Duration> = each.collect();
+        each.sort_unstable();
+        each.get(majority(self.total()) - 1).copied()
     }
 
     pub(crate) fn total(&self) -> usize {

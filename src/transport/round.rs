@@ -233,7 +233,7 @@ impl<'a> Round<'a> {
         self.rtt.record(took, self.caller.callers_per_core());
         if self.caller.is_counted() && self.tally.verdict() == Some(Verdict::Granted) {
             let took = now.saturating_duration_since(self.opened);
-            self.rtt.record_granted(took);
+            self.rtt.record_quorum(took);
         }
         ended
     }
