@@ -2,6 +2,8 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::Relaxed};
+use std::thread;
+use std::time::Duration;
 
 /// Off while locks are timed: then an allocation costs one read of a constant flag.
 static ON: AtomicBool = AtomicBool::new(false);
@@ -18,6 +20,20 @@ pub(crate) fn begin() {
 /// Returns the live bytes since the start, and the allocations (including reallocations).
 pub(crate) fn read() -> (i64, i64) {
     (LIVE.load(Relaxed), MADE.load(Relaxed))
+}
+
+/// Returns the live bytes once they no longer change: the workers beyond the quorum drop their last
+/// leases a moment after a release.
+pub(crate) fn settled() -> i64 {
+    let mut last = (0, 0);
+    loop {
+        thread::sleep(Duration::from_millis(50));
+        let now = read();
+        if now == last {
+            return now.0;
+        }
+        last = now;
+    }
 }
 
 pub(crate) fn end() {

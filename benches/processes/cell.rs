@@ -16,8 +16,8 @@ pub(crate) struct Cell {
     pub(crate) most: usize,
     /// Mean number of runs of a process.
     mean: f64,
-    /// Requests on each node for a run; `NaN` without nodes.
-    pub(crate) requests: f64,
+    /// Requests for a run on the node that has most of them; `None` without nodes.
+    pub(crate) requests: Option<f64>,
 }
 
 impl Cell {
@@ -34,7 +34,8 @@ impl Cell {
         let waits = workers.iter_mut().map(|worker| worker.waits(time));
         let each: Vec<Vec<Duration>> = waits.collect::<Result<_>>()?;
         let took = began.elapsed();
-        let after = requests(servers)?;
+        let more = requests(servers)?.into_iter().zip(before);
+        let most_requests = more.map(|(after, before)| after - before).reduce(f64::max);
         let counts = || each.iter().map(Vec::len);
         let (fewest, most) = (counts().min(), counts().max());
         let runs = counts().sum::<usize>() as f64;
@@ -46,7 +47,7 @@ impl Cell {
             fewest: fewest.unwrap_or_default(),
             most: most.unwrap_or_default(),
             mean: runs / processes as f64,
-            requests: (after - before) / runs / servers.len() as f64,
+            requests: most_requests.map(|most| most / runs),
         })
     }
 
@@ -66,10 +67,11 @@ impl Cell {
 /// The commands that a process sends; the others run inside scripts.
 const REQUESTS: [&str; 6] = ["set", "pttl", "evalsha", "subscribe", "unsubscribe", "ping"];
 
-/// Returns the number of requests that all servers have processed together.
-fn requests(servers: &[Server]) -> Result<f64> {
-    let mut sum = 0.0;
+/// Returns the number of requests that each server has processed.
+fn requests(servers: &[Server]) -> Result<Vec<f64>> {
+    let mut counts = Vec::new();
     for server in servers {
+        let mut sum = 0.0;
         let mut connection = redis::Client::open(server.url())?.get_connection()?;
         let mut info = redis::cmd("INFO");
         let info: String = info.arg("commandstats").query(&mut connection)?;
@@ -83,6 +85,7 @@ fn requests(servers: &[Server]) -> Result<f64> {
                 sum += calls.parse::<f64>()?;
             }
         }
+        counts.push(sum);
     }
-    Ok(sum)
+    Ok(counts)
 }

@@ -1,11 +1,11 @@
 //! How many processes share one lock: `cargo bench --bench processes -- [--short] [--only
 //! SUBSTRING]`.
 //!
-//! Each of N processes acquires one lock again and again, for a job of 20 ms, as copies of a batch
+//! Each of N processes runs `sleep` for 20 ms under one lock, again and again, as copies of a batch
 //! program do. Beside redguard, the same with flock(1), and with `etcdctl lock` where etcd and
-//! etcdctl are installed; these run `sleep` as the job. The processes are copies of this program;
-//! each reports its waits in a line on its output. A failed cell is a row that says so, and a missed
-//! goal is `short`; the exit status is still 0.
+//! etcdctl are installed. The processes are copies of this program; each reports its waits in a line
+//! on its output. A failed cell is a row that says so, and an exit status of 1 at the end. A missed
+//! goal is `short`.
 #![expect(
     clippy::disallowed_methods,
     reason = "a benchmark reads the clock and waits for time to pass"
@@ -64,6 +64,7 @@ fn main() -> Result<()> {
     }
     let time = Duration::from_secs(if args.short { 2 } else { 20 });
     let mut out = io::stdout().lock();
+    let mut failed = 0;
     writeln!(out, "{}", table::head())?;
     for processes in [4, 16, 64] {
         let is_chosen = |side: &Side| side.row(processes).contains(&args.only);
@@ -91,12 +92,18 @@ fn main() -> Result<()> {
                     "{:<28}left out: etcd or etcdctl is not on the PATH",
                     side.row(processes)
                 ),
-                Err(error) => format!("{:<28}failed: {error}", side.row(processes)),
+                Err(error) => {
+                    failed += 1;
+                    format!("{:<28}failed: {error}", side.row(processes))
+                }
             };
             writeln!(out, "{text}")?;
         }
     }
-    Ok(())
+    match failed {
+        0 => Ok(()),
+        failed => Err(format!("cells that failed: {failed}").into()),
+    }
 }
 
 fn measure(side: Side, processes: usize, time: Duration) -> Result<Option<Cell>> {

@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 use crate::Result;
 
 /// Longer than any start or wait for the lock, so that only a process that hangs exceeds it.
-const PATIENCE: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// One process with the commands that it runs. A drop kills them all, and they end with this
 /// program, too.
@@ -44,7 +44,7 @@ impl Process {
     }
 
     pub(crate) fn wait_until_ready(&mut self) -> Result<()> {
-        match self.line(PATIENCE)?.as_str() {
+        match self.line(LIMIT)?.as_str() {
             "ready" => Ok(()),
             other => Err(format!("a process said {other:?} instead of ready").into()),
         }
@@ -56,7 +56,7 @@ impl Process {
 
     /// Blocks until the process has worked for `time`. Returns the wait of each run.
     pub(crate) fn waits(&mut self, time: Duration) -> Result<Vec<Duration>> {
-        let line = self.line(time + PATIENCE)?;
+        let line = self.line(time + LIMIT)?;
         let waits = line.split_whitespace();
         waits
             .map(|wait| Ok(Duration::from_micros(wait.parse()?)))

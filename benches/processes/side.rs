@@ -13,7 +13,7 @@ use redguard_servers::Server;
 pub(crate) enum Side {
     /// flock(1), which has no network and knows its waiters.
     Flock,
-    /// `etcdctl lock` on one member, as the other program that runs a command under a lock.
+    /// `etcdctl lock` on one member of etcd, which runs a command under a lock, too.
     Etcd,
     /// The library, on this number of nodes.
     Redguard(usize),

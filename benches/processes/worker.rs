@@ -58,26 +58,36 @@ impl Work {
             Work::Redguard(locker) => {
                 let guard = locker.lock("shared", TTL)?;
                 let waited = start.elapsed();
-                thread::sleep(JOB);
+                let [program, job] = job();
+                run(Command::new(program).arg(job))?;
                 guard.release()?;
                 Ok(waited)
             }
             Work::Command(words) => {
-                let job = JOB.as_secs_f64().to_string();
-                let mut words = words.iter().map(String::as_str).chain(["sleep", &job]);
-                let program = words.next().unwrap_or_default();
-                let mut command = Command::new(program);
-                command
-                    .args(words)
-                    .stdin(Stdio::null())
-                    .stdout(Stdio::null());
-                let status = command.status()?;
-                if !status.success() {
-                    return Err(format!("{program}: {status}").into());
-                }
+                let [program, arguments @ ..] = &words[..] else {
+                    return Err("no command".into());
+                };
+                run(Command::new(program).args(arguments).args(job()))?;
                 Ok(start.elapsed().saturating_sub(JOB))
             }
         }
+    }
+}
+
+/// Returns the words of the job, which is a program on all sides.
+fn job() -> [String; 2] {
+    ["sleep".into(), JOB.as_secs_f64().to_string()]
+}
+
+/// Runs a command to its end. A failure is an error.
+fn run(command: &mut Command) -> Result<()> {
+    let status = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .status()?;
+    match status.success() {
+        true => Ok(()),
+        false => Err(format!("{:?}: {status}", command.get_program()).into()),
     }
 }
 

@@ -71,7 +71,7 @@ impl Etcd {
             command.args(["--listen-peer-urls", &peer]);
             command.args(["--initial-advertise-peer-urls", &peer]);
             command.args(["--initial-cluster", &cluster]);
-            // Ctrl-C at the terminal is for the program, which kills the members then.
+            // Ctrl-C at the terminal ends the program, and the watchdog kills the members then.
             let command = silent(&mut command).stdin(Stdio::piped()).process_group(0);
             let mut process = command.spawn()?;
             let pipe = process.stdin.take(); // a wait would close it

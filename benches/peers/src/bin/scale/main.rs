@@ -4,7 +4,7 @@
 //!
 //! The cost is processor time of this process per lock, without the servers, because it depends
 //! less on other programs than the time that passes; for held keys also memory. Each value is the
-//! median of three turns, or one turn once the run has taken [`LONG`], and from [`HUGE`] on. With
+//! median of three turns, or one turn once the run has taken [`TIME_FOR_TURNS`], and from [`ONE_TURN_FROM`] on. With
 //! `--short`, one turn of the small values shows that it runs. A thread takes up to four mappings of
 //! memory and a process id: 10,000 of them are well within Linux' usual limits of 65,530 and 32,768.
 #![expect(
@@ -40,10 +40,10 @@ static HEAP: alloc_counter::Counting = alloc_counter::Counting;
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-/// The time after which a value is measured once, which bounds the run.
-const LONG: Duration = Duration::from_secs(180);
+/// The time after which each further value is measured once, which bounds the run.
+const TIME_FOR_TURNS: Duration = Duration::from_secs(180);
 /// The least value that is always measured once, since a turn takes half a minute or more.
-const HUGE: usize = 1_000_000;
+const ONE_TURN_FROM: usize = 1_000_000;
 /// The largest value of a short run.
 const SHORT: usize = 1_000;
 /// Number of nodes where that is not the measured quantity.
@@ -83,13 +83,13 @@ const ALL: [Series; 5] = [
     Series {
         name: "keys held meanwhile, 1 thread, 3 nodes",
         unit: COST,
-        values: &[1, 100, 1_000, 10_000, 100_000, HUGE],
+        values: &[1, 100, 1_000, 10_000, 100_000, ONE_TURN_FROM],
         measure: |servers, keys| pairs_beside(&locker(&servers[..NODES])?, keys),
     },
     Series {
         name: "keys held at once, 3 nodes",
         unit: "bytes of heap per key",
-        values: &[1_000, 10_000, 100_000, 300_000, HUGE],
+        values: &[1_000, 10_000, 100_000, 300_000, ONE_TURN_FROM],
         measure: |servers, keys| heap(&locker(&servers[..NODES])?, keys),
     },
     Series {
@@ -110,7 +110,7 @@ fn main() -> Result<()> {
     let (args, began) = (Args::parse(), Instant::now());
     let servers: Vec<Server> = (0..9).map(|_| Server::start()).collect::<io::Result<_>>()?;
     let mut measured = Vec::new();
-    let mut csv = String::from("series,unit,value,measured,date,machine\n");
+    let mut csv = String::from("series,unit,value,turns,measured,date,machine\n");
     let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
     let (date, machine) = (&now[..10], environment::machine()?);
     let mut out = io::stdout().lock();
@@ -119,15 +119,16 @@ fn main() -> Result<()> {
         let mut points = Vec::new();
         let is_small = |value: &&usize| !args.short || **value <= SHORT;
         for &value in series.values.iter().filter(is_small) {
-            let is_once = args.short || value >= HUGE || began.elapsed() > LONG;
+            let is_once = args.short || value >= ONE_TURN_FROM || began.elapsed() > TIME_FOR_TURNS;
             let turns = if is_once { 1 } else { args.turns };
             let turns = (0..turns).map(|_| (series.measure)(&servers, value));
-            let turns = turns.collect::<Result<Vec<f64>>>()?;
-            let [_, middle, _] = spread(turns.into_iter());
+            let values = turns.collect::<Result<Vec<f64>>>()?;
+            let turns = values.len();
+            let [_, middle, _] = spread(values.into_iter());
             let (name, unit) = (series.name, series.unit);
             writeln!(
                 csv,
-                "\"{name}\",{unit},{value},{middle:.1},{date},\"{machine}\""
+                "\"{name}\",{unit},{value},{turns},{middle:.1},{date},\"{machine}\""
             )?;
             let took = began.elapsed();
             writeln!(out, "{name}: {value}: {middle:.1} {unit}, after {took:.0?}")?;
