@@ -53,6 +53,17 @@ exec 3<&0 </dev/null
 exec env "$@" 3<&-
 "#;
 
+/// Returns a command that runs the program and the arguments that are added to it, with a watchdog
+/// beside it that removes `dir`. Write a line to its input when you have reaped the program; take
+/// the input before you wait, because a wait would close it.
+pub fn watched(dir: &Path) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", WATCHED, "sh"]).arg(dir);
+    // Ctrl-C at the terminal is for our program, which may still need the other to clean up.
+    command.stdin(Stdio::piped()).process_group(0);
+    command
+}
+
 /// Returns whether the server's program exists.
 pub fn available() -> bool {
     let program = program();
@@ -255,9 +266,7 @@ impl Server {
 
     fn spawn(&self) -> io::Result<Process> {
         let log = File::create(self.log())?;
-        let mut child = Command::new("sh")
-            .args(["-c", WATCHED, "sh"])
-            .arg(self.root.path())
+        let mut child = watched(self.root.path())
             .args(&self.options.variables)
             .arg(program())
             .args(self.sentinel_arguments()?)
@@ -272,12 +281,8 @@ impl Server {
             .args(["--save", "", "--appendonly", "no", "--dir"])
             .arg(self.dir())
             .args(&self.options.args)
-            .stdin(Stdio::piped())
             .stdout(log.try_clone()?)
             .stderr(log)
-            // Ctrl-C at the terminal is for the program, which may still need its servers to clean
-            // up.
-            .process_group(0)
             .spawn()?;
         let pipe = child.stdin.take();
         Ok(Process {

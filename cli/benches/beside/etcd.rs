@@ -1,12 +1,11 @@
 //! Members of etcd on loopback ports. A drop kills them, and none outlives the program.
 
 use std::io::{self, Write};
-use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use redguard_servers::free_port;
+use redguard_servers::{free_port, watched};
 use tempfile::TempDir;
 
 use crate::Result;
@@ -14,19 +13,6 @@ use crate::Result;
 /// Longer than any start, so that only a cluster that never answers exceeds it.
 const START_LIMIT: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(50);
-
-/// Starts etcd, and a watchdog beside it. The pipe on its input ends when this program is gone for
-/// any reason: then the watchdog kills etcd and removes its data ($1). A line in the pipe means that
-/// etcd was reaped.
-const WATCHED: &str = r#"
-data=$1; shift
-trap '' HUP INT TERM
-exec 3<&0 </dev/null
-{
-    read -r _ <&3 || { kill -9 $$; rm -rf "$data"; rmdir "${data%/*}"; }
-} >/dev/null 2>&1 &
-exec etcd --data-dir "$data" "$@" 3<&-
-"#;
 
 pub(crate) struct Etcd {
     members: Vec<Member>,
@@ -61,8 +47,8 @@ impl Etcd {
         };
         for (number, (client_url, peer)) in urls.into_iter().enumerate() {
             let name = number.to_string();
-            let mut command = Command::new("sh");
-            command.args(["-c", WATCHED, "sh"]);
+            let mut command = watched(etcd._dir.path());
+            command.args(["etcd", "--data-dir"]);
             command.arg(etcd._dir.path().join(&name));
             command.args(["--log-level", "error", "--logger", "zap"]);
             command.args(["--name", &name]);
@@ -71,8 +57,7 @@ impl Etcd {
             command.args(["--listen-peer-urls", &peer]);
             command.args(["--initial-advertise-peer-urls", &peer]);
             command.args(["--initial-cluster", &cluster]);
-            // Ctrl-C at the terminal ends the program, and the watchdog kills the members then.
-            let command = silent(&mut command).stdin(Stdio::piped()).process_group(0);
+            command.stdout(Stdio::null()).stderr(Stdio::null());
             let mut process = command.spawn()?;
             let pipe = process.stdin.take(); // a wait would close it
             etcd.members.push(Member {
