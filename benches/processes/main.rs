@@ -16,6 +16,7 @@ mod cell;
 mod etcd;
 #[path = "../locks/format.rs"]
 mod format;
+mod lines;
 mod process;
 mod side;
 mod table;
@@ -71,13 +72,13 @@ fn main() -> Result<()> {
         if !Side::ALL.iter().any(is_chosen) {
             continue;
         }
-        let mut flock = f64::NAN;
+        let mut flock = None;
         let is_measured = |side: &Side| *side == Side::Flock || is_chosen(side);
         for side in Side::ALL.into_iter().filter(is_measured) {
             let text = match measure(side, processes, time) {
                 Ok(Some(cell)) => {
                     if side == Side::Flock {
-                        flock = cell.runs_per_second;
+                        flock = Some(cell.runs_per_second);
                     }
                     let cell = &cell;
                     Row {

@@ -1,17 +1,17 @@
 //! A copy of this program that works.
 
 use std::env;
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::thread;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
 use crate::Result;
+use crate::lines::lines;
 
 /// Longer than any start or wait for the lock, so that only a process that hangs exceeds it.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -81,16 +81,4 @@ impl Drop for Process {
         );
         let _ = self.child.wait();
     }
-}
-
-/// Returns the lines of the output, which end with it.
-fn lines(output: ChildStdout) -> Receiver<String> {
-    let (line, lines) = mpsc::channel();
-    thread::spawn(move || {
-        let read = BufReader::new(output)
-            .lines()
-            .map_while(std::io::Result::ok);
-        read.map_while(|text| line.send(text).ok()).for_each(drop);
-    });
-    lines
 }

@@ -33,8 +33,8 @@ pub(crate) struct Row<'a> {
     pub(crate) side: Side,
     pub(crate) processes: usize,
     pub(crate) cell: &'a Cell,
-    /// Runs per second of flock(1) with the same number of processes.
-    pub(crate) flock: f64,
+    /// Runs per second of flock(1) with the same number of processes; `None` if that failed.
+    pub(crate) flock: Option<f64>,
 }
 
 impl Row<'_> {
@@ -52,7 +52,7 @@ impl Row<'_> {
             cell.fewest,
             cell.most,
             cell.fewest_of_mean(),
-            known(cell.requests.unwrap_or(f64::NAN), 1),
+            known(cell.requests, 1),
         );
         for (goal, reached) in self.goals() {
             // Writing to a `String` cannot fail.
@@ -61,8 +61,8 @@ impl Row<'_> {
         text
     }
 
-    fn of_flock(&self) -> f64 {
-        self.cell.runs_per_second / self.flock
+    fn of_flock(&self) -> Option<f64> {
+        Some(self.cell.runs_per_second / self.flock?)
     }
 
     fn shares(&self) -> f64 {
@@ -71,16 +71,17 @@ impl Row<'_> {
 
     /// Returns the goals of this row, and whether they are reached.
     fn goals(&self) -> Vec<(&'static str, bool)> {
-        let requests = self.cell.requests;
+        let (requests, of_flock) = (self.cell.requests, self.of_flock());
         let few_requests = ("≤ 6 requests", requests.is_some_and(|most| most <= 6.0));
+        let reaches = |goal: f64| of_flock.is_some_and(|ratio| ratio >= goal);
         match (self.processes, self.side) {
             (64, Side::Redguard(3)) => vec![
-                ("≥ 0.95 × flock", self.of_flock() >= 0.95),
+                ("≥ 0.95 × flock", reaches(0.95)),
                 ("≤ 1.5 shares", self.shares() <= 1.5),
                 ("≥ 0.5 of mean", self.cell.fewest_of_mean() >= 0.5),
             ],
             (64, Side::Redguard(5)) => {
-                vec![("≥ 0.9 × flock", self.of_flock() >= 0.9), few_requests]
+                vec![("≥ 0.9 × flock", reaches(0.9)), few_requests]
             }
             (_, Side::Redguard(5)) => vec![few_requests],
             _ => Vec::new(),
@@ -89,9 +90,6 @@ impl Row<'_> {
 }
 
 /// Formats a value, or a dash where there is none.
-fn known(value: f64, digits: usize) -> String {
-    match value.is_nan() {
-        true => "-".into(),
-        false => format!("{value:.digits$}"),
-    }
+fn known(value: Option<f64>, digits: usize) -> String {
+    value.map_or("-".into(), |value| format!("{value:.digits$}"))
 }

@@ -16,6 +16,8 @@ mod baseline;
 mod csv;
 #[path = "../../locks/environment.rs"]
 mod environment;
+#[path = "../../processes/lines.rs"]
+mod lines;
 mod peers;
 mod plot;
 mod runner;

@@ -1,15 +1,15 @@
 //! The schedule: every cell runs in a child process, which is killed if it does not end.
 
 use std::env;
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::io::Write;
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
-use std::thread;
 use std::time::Duration;
 
 use clap::ValueEnum;
 
 use crate::Result;
+use crate::lines::lines;
 use crate::peers::Peer;
 use crate::runner::{PATIENCE, Sample, WARM};
 use crate::scenarios::{Health, Setting};
@@ -134,16 +134,4 @@ impl Drop for Cell {
         _ = self.child.kill();
         _ = self.child.wait();
     }
-}
-
-/// Returns the child's lines, which end with its stdout.
-fn lines(stdout: ChildStdout) -> Receiver<String> {
-    let (line, lines) = mpsc::channel();
-    thread::spawn(move || {
-        let read = BufReader::new(stdout)
-            .lines()
-            .map_while(std::io::Result::ok);
-        read.map_while(|text| line.send(text).ok()).for_each(drop);
-    });
-    lines
 }
