@@ -165,11 +165,10 @@ impl RttEstimate {
 
     /// Adds the duration of a round to the average, with a weight of one eighth.
     pub(crate) fn record(&self, took: Duration, callers_per_core: u32) {
-        let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         // Capped, because a round that timed out says little about the next one. The cap is above
         // the threshold, so that such rounds end the yielding.
         let most = 4 * (RttEstimate::SPIN_THRESHOLD + RttEstimate::added_by(callers_per_core));
-        let took = took.min(most.as_micros() as u64);
+        let took = clock::whole_micros(took.min(most));
         let average = self.average.load(Ordering::Relaxed);
         self.average
             .store(average - average / 8 + took / 8, Ordering::Relaxed);
@@ -177,7 +176,7 @@ impl RttEstimate {
 
     /// Records a time in which a quorum has replied, from before the first send.
     pub(super) fn record_quorum(&self, took: Duration) {
-        let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let took = clock::whole_micros(took);
         if took < self.shortest.load(Ordering::Relaxed) {
             self.shortest.store(took, Ordering::Relaxed);
         }
