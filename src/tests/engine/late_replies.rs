@@ -6,8 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use crate::api::guard::LockGuard;
 use crate::api::locker::Locker;
 use crate::api::options::LockOptions;
+use crate::api::redis_locker::RedisLocker;
 use crate::config::on_drop::OnDrop;
 use crate::protocol::kind::{LeaseKind, LockKind};
 use crate::protocol::lease::Lease;
@@ -39,6 +41,14 @@ fn everywhere(fakes: &[Arc<FakeNode>]) {
     });
 }
 
+/// Acquires the lock on all nodes, with a renewal after two seconds.
+fn renewed(locker: &RedisLocker, fakes: &[Arc<FakeNode>]) -> LockGuard {
+    let options = LockOptions::new(Duration::from_secs(6)).auto_renew(true);
+    let guard = locker.acquire("x", &options).expect("free");
+    everywhere(fakes);
+    guard
+}
+
 #[test]
 fn late_reply_to_an_extension_restores_the_key() {
     let fakes = FakeNode::fakes(3);
@@ -53,9 +63,7 @@ fn late_reply_to_an_extension_restores_the_key() {
 fn late_reply_to_a_renewal_restores_the_key() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
-    let options = LockOptions::new(Duration::from_secs(6)).auto_renew(true);
-    let guard = locker.acquire("x", &options).expect("free");
-    everywhere(&fakes);
+    let guard = renewed(&locker, &fakes);
     let left = guard.remaining();
     answers_last(&fakes, || {
         eventually("it runs down", || {
@@ -72,9 +80,7 @@ fn late_reply_to_a_renewal_restores_the_key() {
 fn second_late_reply_to_a_renewal_restores_the_key() {
     let fakes = FakeNode::fakes(5);
     let locker = healthy(&fakes);
-    let options = LockOptions::new(Duration::from_secs(6)).auto_renew(true);
-    let guard = locker.acquire("x", &options).expect("free");
-    everywhere(&fakes);
+    let guard = renewed(&locker, &fakes);
     fakes[4].wipe();
     let late = [3, 4].map(|node: usize| fakes[node].delay(Op::Extend));
     late.iter().for_each(|late| late.arrived());
@@ -95,9 +101,7 @@ fn second_late_reply_to_a_renewal_restores_the_key() {
 fn early_reply_to_a_renewal_restores_the_key_after_the_verdict() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
-    let options = LockOptions::new(Duration::from_secs(6)).auto_renew(true);
-    let _guard = locker.acquire("x", &options).expect("free");
-    everywhere(&fakes);
+    let _guard = renewed(&locker, &fakes);
     fakes[2].wipe();
     // The node decides the first renewal, and leaves the next ones undecided.
     let decides = fakes[1].delay(Op::Extend);
@@ -114,9 +118,7 @@ fn early_reply_to_a_renewal_restores_the_key_after_the_verdict() {
 fn unconfirmed_renewal_restores_nothing() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
-    let options = LockOptions::new(Duration::from_secs(6)).auto_renew(true);
-    let guard = locker.acquire("x", &options).expect("free");
-    everywhere(&fakes);
+    let guard = renewed(&locker, &fakes);
     set_faults(&fakes[..2], &Fault::FailsAfterApplying(Op::Extend));
     fakes[2].wipe();
     eventually("the renewal is repeated", || {
